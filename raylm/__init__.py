@@ -1,0 +1,3 @@
+"""raylm: post-training for language models on Ray."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,68 @@
+"""Configs of the synthesize stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from raylm.config import Config, runtime
+from raylm.tasks.config import PromptConfig, SourceConfig, VerifierConfig
+
+
+class PairConfig(Config):
+    """Which trajectories are contrasted. K = 10 and the hard ratio 0.7 are defaults of CRPS's released code."""
+
+    max_pairs: int = Field(10, ge=1)
+    """Pairs a problem, at most."""
+    hard_ratio: float = Field(0.7, ge=0, le=1)
+    """Share of pairs whose negative is wrong; the rest contrast a correct but longer path."""
+    choose: Literal["visits", "longest_prefix"] = "longest_prefix"
+    """Hard negatives: in proportion to visits (released code), or those that share the longest prefix with a
+    correct path, whose last common node is the true pivot (ours)."""
+
+
+class FilterConfig(Config):
+    """What a synthesised chain must pass."""
+
+    min_steps: int = Field(1, ge=1)
+    """Fewest steps of a chain."""
+    max_steps: int = Field(32, ge=1)
+    """Most steps of a chain."""
+    check_arithmetic: bool = True
+    """Drop chains with an explicit `a op b = c` that does not hold."""
+    dedup_jaccard: float = Field(0.8, gt=0, le=1)
+    """MinHash similarity above which two chains of one problem are the same."""
+    max_per_problem: int = Field(4, ge=1)
+    """Chains of one problem, at most."""
+    ngram: int = Field(13, ge=1)
+    """Length of the word n-grams of decontamination."""
+
+
+class SynthesizeConfig(Config):
+    """Write training chains from trees."""
+
+    trees: str = runtime("runs/explore")
+    """Artefact of the explore stage."""
+    out: str = runtime("runs/synthesize")
+    """Directory of the artefact."""
+    method: Literal["crps", "best_path", "rejection"] = "crps"
+    """crps contrasts paths; best_path keeps each tree's best path; rejection keeps every distinct correct path."""
+    analyst: Literal["structural"] = "structural"
+    """Who finds pivots and failure modes: structural reads them off the tree."""
+    synthesizer: Literal["structural"] = "structural"
+    """Who writes the chain: structural grafts the best continuation onto the shared prefix."""
+    prompt: PromptConfig = PromptConfig()
+    """The chat that a chain's question is put in; must be the one that the tuned model will be asked with."""
+    pairs: PairConfig = PairConfig()
+    """Which trajectories are contrasted."""
+    filters: FilterConfig = FilterConfig()
+    """What a chain must pass."""
+    evaluation: tuple[SourceConfig, ...] = ()
+    """Evaluation problems: chains that share an n-gram with them are dropped, equal questions refused."""
+    verifier: VerifierConfig = VerifierConfig()
+    """How synthesised answers are checked."""
+    seed: int = 0
+    """Seed of the sampling of pairs."""
+    parallelism: int = runtime(2, ge=1)
+    """Ray tasks at once."""

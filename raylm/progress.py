@@ -1,0 +1,90 @@
+"""Progress with a rate and an ETA: a live bar on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+
+LINE_EVERY = 10.0
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds as 12s, 3m05s or 1h02m."""
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Progress:
+    """Counts finished units of one stage.
+
+    Work that an earlier run finished counts as done but not towards the rate.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done, self._resumed = done, done
+        self._start = self._last_line = time.monotonic()
+        self._note = ""
+        self._bar: RichProgress | None = None
+        if sys.stderr.isatty():
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[state]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(label, total=total, completed=done, state="")
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        elif self._resumed:
+            print(f"{self.label}: {self._resumed} of {self.total} {self.unit} were done before", file=sys.stderr)
+        return self
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count finished units; `note` is shown beside them (a loss, an accuracy, tokens a second)."""
+        self.done += count
+        self._note = note or self._note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, state=self._state())
+        elif time.monotonic() - self._last_line >= LINE_EVERY:
+            self._last_line = time.monotonic()
+            self._print_line()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None:
+            self._print_line()
+
+    def _state(self) -> str:
+        new = self.done - self._resumed
+        if new <= 0 or self.elapsed <= 0:
+            return self._note
+        rate = new / self.elapsed
+        speed = f"{rate:.2f} {self.unit}/s" if rate >= 0.1 else f"{rate * 60:.1f} {self.unit}/min"
+        left = f"ETA {format_seconds((self.total - self.done) / rate)}" if self.done < self.total else "done"
+        return "  ".join(part for part in (speed, left, self._note) if part)
+
+    def _print_line(self) -> None:
+        line = f"{self.label}: {self.done}/{self.total} {self.unit} in {format_seconds(self.elapsed)}"
+        print(f"{line}  {self._state()}", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Where problems come from and how an answer is checked."""
