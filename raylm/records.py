@@ -91,9 +91,8 @@ class Tree:
     nodes: list[Node]
     trajectories: list[Trajectory]
     prompt_tokens: int
-    """Prompt tokens over all requests, cached ones included."""
-    cached_tokens: int
-    """Prompt tokens that the engine did not have to compute again."""
+    """Prompt tokens over all requests, those that a prefix cache spared included. How many were spared depends on
+    what else was in flight, so it stands with the timings and not here."""
     generated_tokens: int
 
 

@@ -1,0 +1,268 @@
+"""Units of work on a pool of Ray Data actors: committed one by one, resumed by key, retried, set aside.
+
+A stage cuts its work into units (a tree, a question). Each actor holds one worker, which runs many units at
+once on one event loop, so that an engine always has requests to batch and no unit waits for another. A finished
+unit is committed as one file before its row is reported, so a killed driver or actor loses only what was in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from raylm.errors import EngineDied, UserError
+from raylm.llm.config import ComputeConfig
+from raylm.progress import Progress
+from raylm.storage import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_META = b"raylm"
+_RESTARTS_WITHOUT_PROGRESS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One piece of work: `key` names its file, `payload` is JSON data for the worker."""
+
+    key: str
+    payload: dict[str, Any]
+
+
+class Worker(Protocol):
+    """What an actor runs. It is constructed in the actor's process."""
+
+    async def start(self) -> None:
+        """Load what is expensive; called before the first unit and again after an EngineDied."""
+        ...
+
+    async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
+        """Do one unit.
+
+        Returns:
+            its rows, which must depend on the unit alone, and a summary of facts that may differ between equal
+            runs (seconds, cache hits), as JSON data.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free what `start` loaded."""
+        ...
+
+
+@dataclass(slots=True)
+class UnitsReport:
+    """How a set of units ended."""
+
+    summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Summary of every finished unit by key, those of earlier runs included."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Error of every unit that was set aside, by key."""
+    resumed: int = 0
+    """Units that an earlier run had finished."""
+    seconds: float = 0.0
+    """Wall-clock seconds of this run."""
+
+
+def unit_key(*parts: object) -> str:
+    """A file-name-safe key that is the same for equal parts in every process."""
+    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:20]
+
+
+def ensure_ray() -> None:
+    """Connect to the cluster of this job, or start a local one without a dashboard."""
+    import ray
+    from ray.data import DataContext
+
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # A worker whose thread pools are as large as the machine fights every other worker for the cores.
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(logging_level="warning", log_to_driver=False)
+        else:
+            ray.init(address="local", include_dashboard=False, logging_level="warning", log_to_driver=False)
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def run_units(
+    units: Sequence[Unit],
+    worker: type[Worker],
+    worker_args: dict[str, Any],
+    store: Store,
+    compute: ComputeConfig,
+    *,
+    label: str,
+    noun: str,
+    note: Callable[[dict[str, Any]], str] = lambda summary: "",
+) -> UnitsReport:
+    """Run every unit that `store` does not hold yet, and wait for all of them.
+
+    Args:
+        units: the work; keys are distinct.
+        worker: class constructed with `worker_args` in every actor.
+        worker_args: picklable keyword arguments.
+        store: the stage's directory; finished units become parts/KEY.parquet.
+        compute: the actors.
+        label: name of the stage, for the progress line.
+        noun: what a unit is called, in the plural.
+        note: text shown beside the progress, from the newest unit's summary.
+
+    Raises:
+        UserError: a worker found bad input.
+        EngineDied: an engine died again and again without finishing a unit.
+    """
+    done = finished_keys(store)
+    pending = [unit for unit in units if unit.key not in done]
+    report = UnitsReport(resumed=len(units) - len(pending))
+    store.remove("failed")
+    with Progress(label, len(units), noun, done=report.resumed) as progress:
+        if pending:
+            ensure_ray()
+            for row in _stream(pending, worker, worker_args, store, compute):
+                summary = json.loads(row["summary"])
+                if row["error"]:
+                    report.failed[row["key"]] = row["error"]
+                    store.write_json(f"failed/{row['key']}.json", {"key": row["key"], "error": row["error"]})
+                progress.advance(note=note(summary) if summary else "")
+        report.seconds = progress.elapsed
+    for unit in units:
+        if unit.key not in report.failed:
+            report.summaries[unit.key] = read_summary(store, unit.key)
+    return report
+
+
+def finished_keys(store: Store) -> set[str]:
+    """Keys of the units that are committed."""
+    return {name.removesuffix(".parquet") for name in store.names("parts") if name.endswith(".parquet")}
+
+
+def read_unit(store: Store, key: str) -> pa.Table:
+    """The rows of a finished unit."""
+    return store.read_table(f"parts/{key}.parquet").replace_schema_metadata(None)
+
+
+def read_summary(store: Store, key: str) -> dict[str, Any]:
+    """The summary of a finished unit."""
+    metadata = store.read_table(f"parts/{key}.parquet").schema.metadata or {}
+    return json.loads(metadata.get(_META, b"{}"))
+
+
+def check_failures(report: UnitsReport, total: int, max_share: float, store: Store, noun: str) -> None:
+    """Refuse a stage in which too many units were set aside.
+
+    Raises:
+        UserError: more than `max_share` of `total` failed; the message shows the first error.
+    """
+    if len(report.failed) > max_share * total:
+        first = next(iter(report.failed.values()))
+        raise UserError(
+            f"{len(report.failed)} of {total} {noun} failed, more than max_failed_share={max_share} allows; first: {first} "
+            f"(each error is in {store.url}/failed/; a re-run tries them again)"
+        )
+
+
+def _stream(
+    pending: Sequence[Unit], worker: type[Worker], worker_args: dict[str, Any], store: Store, compute: ComputeConfig
+) -> Iterator[dict[str, Any]]:
+    import ray.data
+
+    # Small blocks keep every actor busy to the end; large jobs get blocks of many units so that Ray tracks few objects.
+    slots = compute.max_workers * compute.in_flight
+    per_block = max(1, len(pending) // (slots * 16))
+    items = [{"key": unit.key, "payload": json.dumps(unit.payload)} for unit in pending]
+    dataset = ray.data.from_items(items, override_num_blocks=-(-len(items) // per_block))
+    dataset = dataset.map_batches(
+        _UnitActor,
+        fn_constructor_kwargs={
+            "worker": worker,
+            "worker_args": worker_args,
+            "store": store,
+            "attempts": compute.max_attempts,
+        },
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=compute.min_workers,
+            max_size=max(compute.min_workers, compute.max_workers),
+            max_tasks_in_flight_per_actor=compute.in_flight,
+            max_concurrent_calls_per_actor=compute.in_flight,
+        ),
+        num_cpus=compute.cpus,
+        num_gpus=compute.gpus,
+    )
+    for row in dataset.iter_rows():
+        if row["fatal"]:
+            # Sent as a row: an error raised inside Ray Data arrives wrapped, without its cause.
+            raise {"UserError": UserError, "EngineDied": EngineDied}[row["fatal"]](row["error"])
+        yield row
+
+
+class _UnitActor:
+    """Ray Data's callable: one worker, many units at once."""
+
+    def __init__(self, worker: type[Worker], worker_args: dict[str, Any], store: Store, attempts: int) -> None:
+        self.worker = worker(**worker_args)
+        self.store, self.attempts = store, attempts
+        self.generation = 0  # how often the worker has been started
+        self.fruitless = 0  # restarts since a unit last finished
+        self.lock: asyncio.Lock | None = None
+
+    async def __call__(self, batch: dict[str, np.ndarray]) -> AsyncIterator[dict[str, list[str]]]:
+        unit = Unit(str(batch["key"][0]), json.loads(str(batch["payload"][0])))
+        fatal = ""
+        try:
+            summary, error = await self._attempt(unit)
+        except (UserError, EngineDied) as failure:
+            fatal = "UserError" if isinstance(failure, UserError) else "EngineDied"
+            summary, error = {}, str(failure)
+        yield {"key": [unit.key], "summary": [json.dumps(summary)], "error": [error], "fatal": [fatal]}
+
+    async def _attempt(self, unit: Unit) -> tuple[dict[str, Any], str]:
+        error = ""
+        tries = 0
+        await self._restart(0)
+        while tries < self.attempts:
+            generation = self.generation
+            start = time.monotonic()
+            try:
+                table, summary = await self.worker.run(unit, self.store)
+            except EngineDied as death:
+                await self._restart(generation, death)
+                continue  # the engine's death is not this unit's fault
+            except UserError:
+                raise
+            except Exception as failure:
+                tries += 1
+                error = "".join(traceback.format_exception_only(failure)).strip()
+                continue
+            self.fruitless = 0
+            summary["seconds"] = time.monotonic() - start
+            table = table.replace_schema_metadata({_META: json.dumps(summary).encode()})
+            await asyncio.to_thread(self.store.write_table, f"parts/{unit.key}.parquet", table)
+            return summary, ""
+        return {}, error
+
+    async def _restart(self, generation: int, death: EngineDied | None = None) -> None:
+        """Start the worker unless another unit has done so since `generation`."""
+        self.lock = self.lock or asyncio.Lock()
+        async with self.lock:
+            if self.generation != generation:
+                return
+            if death is not None:
+                self.fruitless += 1
+                if self.fruitless > _RESTARTS_WITHOUT_PROGRESS:
+                    raise EngineDied(f"the engine died {self.fruitless} times without finishing a unit: {death}")
+                await self.worker.close()
+            await self.worker.start()
+            self.generation += 1
