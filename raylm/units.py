@@ -168,8 +168,8 @@ def check_failures(report: UnitsReport, total: int, max_share: float, store: Sto
     if len(report.failed) > max_share * total:
         first = next(iter(report.failed.values()))
         raise UserError(
-            f"{len(report.failed)} of {total} {noun} failed, more than max_failed_share={max_share} allows; first: {first} "
-            f"(each error is in {store.url}/failed/; a re-run tries them again)"
+            f"{len(report.failed)} of {total} {noun} failed, more than max_failed_share={max_share} allows; "
+            f"first: {first} (each error is in {store.url}/failed/; a re-run tries them again)"
         )
 
 
