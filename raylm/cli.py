@@ -1,0 +1,185 @@
+"""The `raylm` command: `raylm VERB [config.yaml ...] [key=value ...]`, one verb a job.
+
+The same verbs run as Ray jobs through `python -m jobs.VERB`. Bad input prints one line and exits with code 2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from raylm import __version__, config
+from raylm.errors import EngineDied, UserError
+
+USER_ERROR, ENGINE_DIED, INTERRUPTED = 2, 3, 130
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A job: where its config class and its run function live. They are imported when the verb is used."""
+
+    name: str
+    summary: str
+    config_path: str
+    run_path: str
+
+    def config_class(self) -> type[config.Config]:
+        return _load(self.config_path)
+
+    def run(self, resolved: config.Config) -> Any:
+        return _load(self.run_path)(resolved)
+
+
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            "pipeline",
+            "Search, synthesise, fine-tune and evaluate, in one job.",
+            "raylm.pipeline.config:PipelineConfig",
+            "raylm.pipeline.run:run",
+        ),
+        Verb(
+            "explore",
+            "Search every problem's tree of reasoning steps.",
+            "raylm.search.config:ExploreConfig",
+            "raylm.search.explore:run",
+        ),
+        Verb(
+            "synthesize",
+            "Write training chains from the contrast between paths.",
+            "raylm.crps.config:SynthesizeConfig",
+            "raylm.crps.run:run",
+        ),
+        Verb(
+            "finetune",
+            "Fine-tune a model on chains, with evolving isolation.",
+            "raylm.train.config:FinetuneConfig",
+            "raylm.train.sft:run",
+        ),
+        Verb(
+            "evaluate",
+            "Score a model on suites of problems, with intervals.",
+            "raylm.evaluation.config:EvaluateConfig",
+            "raylm.evaluation.run:run",
+        ),
+    )
+}
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Post-training for language models on Ray. A job is: raylm VERB [config.yaml ...] [key=value ...]",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
+tree_app = typer.Typer(no_args_is_help=True, help="Look at search trees.")
+app.add_typer(config_app, name="config")
+app.add_typer(tree_app, name="tree")
+
+
+def run_verb(name: str, args: Sequence[str]) -> int:
+    """Run one verb with its command-line arguments and return the exit code.
+
+    Codes: 0 done, 2 bad input, 3 an engine that keeps dying, 130 interrupted. Other errors keep their traceback.
+    """
+    verb = VERBS[name]
+    if "--help" in args or "-h" in args:
+        print_help(verb)
+        return 0
+    return _guarded(lambda: verb.run(config.load(verb.config_class(), args)))
+
+
+def print_help(verb: Verb) -> None:
+    """Print a verb's purpose and every config field with its type, default and meaning."""
+    console = Console()
+    console.print(f"raylm {verb.name} [config.yaml ...] [key=value ...]\n\n{verb.summary}\n", highlight=False)
+    table = Table("key", "default", "meaning", box=None, pad_edge=False, header_style="bold")
+    for key, kind, default, meaning in config.describe(verb.config_class()):
+        table.add_row(escape(key), escape(default), escape(f"{meaning} ({kind})"))
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point of the `raylm` command."""
+    sys.exit(_guarded(lambda: app(standalone_mode=False)))
+
+
+@config_app.command("show")
+def config_show(verb: str, args: list[str] = typer.Argument(None, metavar="[config.yaml ...] [key=value ...]")) -> None:
+    """Print the resolved config of VERB as YAML, and its hash."""
+    if verb not in VERBS:
+        raise UserError(f"config show: no verb {verb!r}; verbs are {', '.join(VERBS)}")
+    resolved = config.load(VERBS[verb].config_class(), args or ())
+    typer.echo(f"# hash {config.config_hash(resolved)}")
+    typer.echo(config.to_yaml(resolved), nl=False)
+
+
+@tree_app.command("show")
+def tree_show(path: str, id: str = typer.Argument(..., help="Tree or problem id.")) -> None:
+    """Draw one tree of an explore artefact with its visits, values and verdicts."""
+    _load("raylm.search.show:show")(path, id)
+
+
+@app.command("report")
+def report(path: str) -> None:
+    """Write the HTML report of a finished artefact again."""
+    typer.echo(_load("raylm.report:for_artefact")(path))
+
+
+@app.command("version")
+def version() -> None:
+    """Print raylm's version."""
+    typer.echo(__version__)
+
+
+def _register(verb: Verb) -> None:
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+    @app.command(verb.name, help=verb.summary, context_settings=settings, add_help_option=False)
+    def command(ctx: typer.Context) -> None:
+        raise typer.Exit(run_verb(verb.name, ctx.args))
+
+
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _guarded(action: Callable[[], Any]) -> int:
+    """Run `action`, turning errors that a user can mend into one line and an exit code."""
+    try:
+        result = action()
+    except UserError as error:
+        return _fail(str(error), USER_ERROR)
+    except EngineDied as error:
+        return _fail(str(error), ENGINE_DIED)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from here", INTERRUPTED)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # the command line itself was wrong
+            return _fail(error.format_message(), USER_ERROR)
+        raise
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+for _verb in VERBS.values():
+    _register(_verb)
+
+if __name__ == "__main__":
+    main()
