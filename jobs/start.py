@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""Install raylm beside its checkout and run it, from a machine with Python, pip and a C++ compiler only.
+
+    python3 jobs/start.py quickstart [key=value ...]   the whole loop on a small model, on two cores
+    python3 jobs/start.py test [pytest arguments]      ruff, mypy and every test
+    python3 jobs/start.py run VERB [arguments]         any verb of the command line
+    python3 jobs/start.py setup                        install and stop
+
+Options stand before the verb. A stamp in the environment names what each step installed: a later run starts at once,
+a changed lock is installed anew, an interrupted installation is done again.
+"""
+
+from __future__ import annotations  # so that an old Python gets as far as the message about its version
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = ROOT / "cluster" / "requirements"
+UV = "uv==0.13.9"
+DISK_GB = 4
+STAMP = "raylm-stamp.json"
+PIP = ("python", "-m", "pip", "install", "--no-input", "--retries", "8")
+CHECKS = ("ruff check .", "ruff format --check .", "mypy", "pytest")
+REMEDIES = {
+    r"No space left|Disk quota": "the disk is full: free some space",
+    r"Python\.h|command '?\S*(gcc|g\+\+|cc)'? failed": "a package must be compiled: install g++ and python3-dev",
+    r"ensurepip is not available|No module named '?(ensurepip|venv|pip)\b": "install the system's python3-venv package",
+    r"NameResolution|ConnectionError|NewConnection|timed out|dns error|CERTIFICATE": "the package index was not reached:"
+    " check the network, the proxy and pip's configuration, then run this again",
+    r"No matching distribution found for torch": "name an index that has it: --torch-index URL or RAYLM_TORCH_INDEX",
+}
+
+
+class Stop(Exception):
+    """What ends the script, in words for the user."""
+
+
+def check_machine(venv: Path, version: tuple[int, ...] = sys.version_info[:2]) -> None:
+    """Refuse a machine on which the installation would fail half-way."""
+    pythons = [name for name in ("python3.11", "python3.12", "python3.10") if shutil.which(name)]
+    hint = f"run {pythons[0]} jobs/start.py" if pythons else "install Python 3.11"
+    compilers = [name for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and shutil.which(name)]
+    free = shutil.disk_usage(venv.parent).free / 1e9
+    for fine, message in (
+        ((3, 10) <= version <= (3, 12), f"Python 3.10 to 3.12 is needed, this is {version[0]}.{version[1]}: {hint}"),
+        (compilers, "no C++ compiler was found: install one (on Debian: apt-get install g++) or set CXX"),
+        (Path(sysconfig.get_path("include"), "Python.h").exists(), "Python's C headers are missing: install python3-dev"),
+        (free >= DISK_GB, f"{free:.1f} GB of disk are free and {DISK_GB} needed: pass --venv PATH on another disk"),
+    ):
+        if not fine:
+            raise Stop(message)
+
+
+def key_of(file: Path) -> str:
+    """What a step depends on: this Python and this file. Of pyproject.toml only what changes an installation."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".toml":
+        text = re.split(r"(?m)^\[tool\.(?!hatch)", text)[0]
+    return hashlib.sha256(f"{sys.version} {sys.base_prefix} {text}".encode()).hexdigest()
+
+
+def final_environment(venv: Path, threads: int) -> dict[str, str]:
+    """What raylm runs in: its programs first on PATH, no oversubscribed cores. What the user has set stays."""
+    defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0"}
+    if not Path("/dev/nvidia0").exists():
+        defaults["DS_ACCELERATOR"] = "cpu"
+    path = f"{venv / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**defaults, **os.environ, "PATH": path, "VIRTUAL_ENV": str(venv)}
+
+
+class Installer:
+    """One environment and its steps: name, key that the stamp must have, commands."""
+
+    def __init__(self, venv: Path, groups: list[str], torch_index: str | None = None, warm: bool = True) -> None:
+        self.venv, self.log = venv, venv.with_name(f"{venv.name}.log")
+        torch, cpu, project = LOCKS / "torch.txt", LOCKS / "cpu.txt", ROOT / "pyproject.toml"
+        python = getattr(sys, "_base_executable", sys.executable)  # not the environment's own, which may be removed
+        index = ["--extra-index-url", torch_index] if torch_index else []  # else pip's configuration says which build
+        uv = ("uv", "pip", "install", "--reinstall")
+        base = key_of(torch) + key_of(cpu)
+        self.steps: dict[str, tuple[str, list[tuple[object, ...]]]] = {
+            "environment": (base, [(python, "-m", "venv", "--clear", venv), (*PIP, UV)]),
+            "torch": (base, [(*PIP, "-c", cpu, "-r", torch, *index)]),
+            "packages": (base, [(*uv, "--no-deps", "-r", cpu)]),
+        }
+        self.base = set(self.steps)
+        for lock in (LOCKS / f"{group}.txt" for group in groups):
+            self.steps[lock.stem] = (key_of(lock), [(*uv, "--no-deps", "-r", lock)])
+        self.steps["raylm"] = (key_of(project), [(*PIP, "--no-deps", "--no-build-isolation", "-e", ROOT)])
+        model = ("python", "-m", "raylm.llm.models", "smollm2-135m-instruct")
+        self.steps["model"] = (os.environ.get("RAYLM_CACHE", ""), [model])
+        if warm:
+            self.steps["compiled operators"] = (base, [("python", "-m", "raylm.train.warm")])
+
+    def stamp(self) -> dict[str, str]:
+        """Keys of the steps that were finished."""
+        try:
+            return json.loads((self.venv / STAMP).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def missing(self) -> list[str]:
+        """Names of the steps still to do: all of them when the packages are not those of the lock."""
+        done = self.stamp()
+        todo = [name for name, (key, _) in self.steps.items() if done.get(name) != key]
+        return list(self.steps) if self.base & set(todo) else todo
+
+    def prepare(self) -> None:
+        """Do the missing steps. The lock stays held, shared, until this process and what it becomes have ended."""
+        self.venv.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.venv.with_name(f"{self.venv.name}.lock")
+        if self.venv.exists() and not beside.exists():
+            raise Stop(f"{self.venv} was not made by this script: remove it, or pass --venv PATH")
+        lock = os.open(beside, os.O_RDWR | os.O_CREAT)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if self.missing():
+            fcntl.flock(lock, fcntl.LOCK_UN)  # two that hold it shared would wait for each other
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another run in {self.venv}", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            todo = self.missing()
+            if "environment" in todo:
+                check_machine(self.venv)
+            for number, name in enumerate(todo, 1):
+                print(f"[{number}/{len(todo)}] {name} ...", end="", flush=True)
+                start = time.monotonic()
+                self.do(name)
+                print(f" {time.monotonic() - start:.0f} s", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        os.set_inheritable(lock, True)
+
+    def do(self, name: str) -> None:
+        """Run one step, then stamp it."""
+        key, commands = self.steps[name]
+        for command in commands:
+            try:
+                self.call(*command)
+            except Stop:
+                if command[0] != "uv":
+                    raise
+                print(" by pip, as uv failed ...", end="", flush=True)  # pip may reach an index that uv cannot
+                self.call(*PIP, *command[4:])
+        new = (self.venv / STAMP).with_suffix(".new")
+        new.write_text(json.dumps({**self.stamp(), name: key}, indent=1), encoding="utf-8")
+        new.replace(self.venv / STAMP)
+
+    def call(self, *command: object) -> None:
+        """Run a command with its output in the log; when it fails, tell the output's end and the remedy."""
+        words = [str(word) for word in command]
+        environment = final_environment(self.venv, 1)
+        if words[0] == "uv":  # it reads none of pip's configuration
+            listed = subprocess.run([self.venv / "bin/pip", "config", "list"], stdout=-1, text=True, check=False).stdout
+            config = dict(re.findall(r"(?m)^\S+\.(index-url|cert)='(.*)'$", listed))
+            handed = {"UV_DEFAULT_INDEX": config.get("index-url", ""), "SSL_CERT_FILE": config.get("cert", "")}
+            environment = {**{name: value for name, value in handed.items() if value}, **environment}
+        program = shutil.which(words[0], path=environment["PATH"]) or words[0]
+        with self.log.open("wb+") as log:
+            code = subprocess.call([program, *words[1:]], stdout=log, stderr=log, env=environment, cwd=ROOT)
+            log.seek(0)
+            output = log.read().decode(errors="replace").strip()
+        if code:
+            remedy = next((text for pattern, text in REMEDIES.items() if re.search(pattern, output)), "see the log")
+            tail = "\n    ".join(output.splitlines()[-12:])
+            raise Stop(f"{' '.join(words[:4])} ... failed:\n    {tail}\n  {remedy} (log: {self.log})")
+
+
+def run_checks(venv: Path, arguments: list[str]) -> int:
+    """Every check, also after one has failed, pytest last."""
+    codes = {}
+    for check in CHECKS:
+        print(f"== {check}", flush=True)
+        program, *rest = check.split()
+        line = [venv / "bin" / program, *rest, *(arguments if check == "pytest" else [])]
+        codes[check] = subprocess.call(line, cwd=ROOT, env=final_environment(venv, 1))
+    print("checks:", ", ".join(f"{name} {'FAILED' if code else 'ok'}" for name, code in codes.items()), flush=True)
+    return 1 if any(codes.values()) else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--venv", default=os.environ.get("RAYLM_VENV") or ROOT / ".venv", metavar="PATH")
+    parser.add_argument("--torch-index", default=os.environ.get("RAYLM_TORCH_INDEX"), metavar="URL")
+    parser.add_argument("--with", dest="groups", action="append", choices=("dev", "bench"), default=[])
+    parser.add_argument("verb", choices=("quickstart", "test", "run", "setup"))
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    given = parser.parse_args(argv)
+    venv = Path(os.path.abspath(given.venv))
+    groups = sorted({*given.groups, *(["dev"] if given.verb == "test" else [])})
+    try:
+        Installer(venv, groups, given.torch_index, warm=given.verb in ("test", "setup")).prepare()
+    except Stop as stop:
+        print(f"\nstart.py: {stop}", file=sys.stderr)
+        return 2
+    if given.verb in ("setup", "test"):
+        return run_checks(venv, given.arguments) if given.verb == "test" else 0
+    first = ["pipeline", "jobs/configs/quickstart.yaml"] if given.verb == "quickstart" else []
+    command = [str(venv / "bin" / "raylm"), *first, *given.arguments]
+    os.chdir(ROOT if given.verb == "quickstart" else Path.cwd())
+    os.execve(command[0], command, final_environment(venv, max(1, len(os.sched_getaffinity(0)) // 2)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
