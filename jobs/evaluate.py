@@ -1,6 +1,7 @@
-"""Ray job: score a model on suites of problems.
+r"""Ray job: score a model on suites of problems.
 
-ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python -m jobs.evaluate CONFIG [key=value ...]
+ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \
+        python -m jobs.evaluate CONFIG [key=value ...]
 """
 
 import sys

@@ -1,6 +1,7 @@
-"""Ray job: search every problem's tree of reasoning steps.
+r"""Ray job: search every problem's tree of reasoning steps.
 
-ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python -m jobs.explore CONFIG [key=value ...]
+ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \
+        python -m jobs.explore CONFIG [key=value ...]
 """
 
 import sys

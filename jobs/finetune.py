@@ -1,6 +1,7 @@
-"""Ray job: fine-tune a model on chains.
+r"""Ray job: fine-tune a model on chains.
 
-ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python -m jobs.finetune CONFIG [key=value ...]
+ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \
+        python -m jobs.finetune CONFIG [key=value ...]
 """
 
 import sys

@@ -1,6 +1,7 @@
-"""Ray job: search, synthesise, fine-tune and evaluate.
+r"""Ray job: search, synthesise, fine-tune and evaluate.
 
-ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python -m jobs.pipeline CONFIG [key=value ...]
+ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \
+        python -m jobs.pipeline CONFIG [key=value ...]
 """
 
 import sys

@@ -1,6 +1,7 @@
-"""Ray job: write training chains from trees.
+r"""Ray job: write training chains from trees.
 
-ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python -m jobs.synthesize CONFIG [key=value ...]
+ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \
+        python -m jobs.synthesize CONFIG [key=value ...]
 """
 
 import sys

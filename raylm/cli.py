@@ -9,12 +9,12 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.padding import Padding
 
 from raylm import __version__, config
 from raylm.errors import EngineDied, UserError
@@ -100,12 +100,12 @@ def run_verb(name: str, args: Sequence[str]) -> int:
 
 def print_help(verb: Verb) -> None:
     """Print a verb's purpose and every config field with its type, default and meaning."""
-    console = Console()
-    console.print(f"raylm {verb.name} [config.yaml ...] [key=value ...]\n\n{verb.summary}\n", highlight=False)
-    table = Table("key", "default", "meaning", box=None, pad_edge=False, header_style="bold")
+    console = Console(highlight=False, soft_wrap=False)
+    console.print(f"raylm {verb.name} \\[config.yaml ...] \\[key=value ...]\n\n{verb.summary}\n")
     for key, kind, default, meaning in config.describe(verb.config_class()):
-        table.add_row(escape(key), escape(default), escape(f"{meaning} ({kind})"))
-    console.print(table)
+        shown = "required" if default == "required" else f"= {default}"
+        console.print(f"[bold]{escape(key)}[/bold]  {escape(shown)}  [dim]{escape(kind)}[/dim]")
+        console.print(Padding(escape(meaning), (0, 0, 0, 4)))
 
 
 def main() -> None:
@@ -114,7 +114,10 @@ def main() -> None:
 
 
 @config_app.command("show")
-def config_show(verb: str, args: list[str] = typer.Argument(None, metavar="[config.yaml ...] [key=value ...]")) -> None:
+def config_show(
+    verb: str,
+    args: Annotated[list[str] | None, typer.Argument(metavar="[config.yaml ...] [key=value ...]")] = None,
+) -> None:
     """Print the resolved config of VERB as YAML, and its hash."""
     if verb not in VERBS:
         raise UserError(f"config show: no verb {verb!r}; verbs are {', '.join(VERBS)}")
@@ -124,7 +127,7 @@ def config_show(verb: str, args: list[str] = typer.Argument(None, metavar="[conf
 
 
 @tree_app.command("show")
-def tree_show(path: str, id: str = typer.Argument(..., help="Tree or problem id.")) -> None:
+def tree_show(path: str, id: Annotated[str, typer.Argument(help="Tree or problem id.")]) -> None:
     """Draw one tree of an explore artefact with its visits, values and verdicts."""
     _load("raylm.search.show:show")(path, id)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -182,7 +183,7 @@ def _nested(annotation: Any) -> type[Config] | None:
 def _type_name(annotation: Any) -> str:
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation.__name__
-    return str(annotation).replace("typing.", "").replace("NoneType", "None")
+    return re.sub(r"\b\w+\.(?=\w)", "", str(annotation)).replace("NoneType", "None")
 
 
 def _default_text(field: FieldInfo) -> str:

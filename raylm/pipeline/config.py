@@ -28,6 +28,8 @@ class PipelineConfig(Config):
     """Directory of all artefacts; each stage has a sub-directory."""
     engine: EngineConfig = EngineConfig()
     """Model and engine of the search and of both evaluations; the model is also where fine-tuning starts."""
+    explorer: EngineConfig | None = None
+    """Another model or engine for the search, for instance a stronger explorer; None searches with `engine`."""
     prompt: PromptConfig = PromptConfig()
     """How a question is asked in training and in evaluation."""
     suites: dict[str, tuple[SourceConfig, ...]] = Field(..., min_length=1)
@@ -79,7 +81,9 @@ class PipelineConfig(Config):
             stages["evaluate_prompted"] = before.model_copy(
                 update={"out": f"{self.out}/evaluate_prompted", "prompt": self.explore.prompt}
             )
-        stages["explore"] = self.explore.model_copy(update={**generation, "out": f"{self.out}/explore"})
+        stages["explore"] = self.explore.model_copy(
+            update={**generation, "engine": self.explorer or self.engine, "out": f"{self.out}/explore"}
+        )
         stages["synthesize"] = self.synthesize.model_copy(
             update={
                 **shared,

@@ -60,7 +60,8 @@ def check(config: PipelineConfig) -> None:
     from raylm.tasks.sources import load_problems
     from raylm.tasks.verify import overlap
 
-    models.resolve(config.engine.model, config.engine.revision, config.engine.trust_remote_code)
+    for engine in filter(None, (config.engine, config.explorer)):
+        models.resolve(engine.model, engine.revision, engine.trust_remote_code)
     train = load_problems(config.explore.problems)
     for suite, sources in config.suites.items():
         shared = overlap(train, load_problems(sources))

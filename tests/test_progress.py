@@ -1,0 +1,32 @@
+"""Progress lines on a plain stream."""
+
+import itertools
+
+import pytest
+
+from raylm import progress
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.2, "59s"), (60, "1m00s"), (3725, "1h02m")])
+def test_seconds_read_well(seconds, text):
+    assert progress.format_seconds(seconds) == text
+
+
+def test_a_line_tells_rate_eta_and_note_and_ignores_resumed_work(capsys, monkeypatch):
+    clock = itertools.count(0.0, 5.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.Progress("explore", 100, "trees", done=40) as bar:
+        for _ in range(4):
+            bar.advance(note="loss 0.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "explore: 40 of 100 trees were done before"
+    assert lines[-1].startswith("explore: 44/100 trees in ")
+    assert "ETA" in lines[-1]
+    assert "loss 0.5" in lines[-1]
+    assert "trees/min" in lines[-1] or "trees/s" in lines[-1]
+
+
+def test_a_failed_stage_prints_no_closing_line(capsys):
+    with pytest.raises(RuntimeError), progress.Progress("explore", 2, "trees"):
+        raise RuntimeError
+    assert capsys.readouterr().err == ""
