@@ -1,0 +1,1 @@
+"""Score models on suites of problems, and compare two scores."""
