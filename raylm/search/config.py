@@ -23,17 +23,20 @@ class SearchConfig(Config):
     c: float = Field(1.4, ge=0)
     """Exploration constant of UCT: Q + c * sqrt(ln N_parent / N)."""
     max_depth: int = Field(16, ge=1)
-    """Deepest step that may be expanded."""
+    """Steps deeper than this are kept but not sampled from."""
     widen: float = Field(1.0, gt=0)
-    """Progressive widening: a node may be sampled again while its children are fewer than widen * N^widen_power."""
+    """Progressive widening: a node may be sampled while its children are fewer than widen * N^widen_power, N counting
+    the visit being made, or while nothing below it is left to explore."""
     widen_power: float = Field(0.5, ge=0, le=1)
     """Exponent of progressive widening."""
-    temperature: float = Field(0.8, ge=0)
-    """Sampling temperature of the explorer."""
+    patience: int = Field(4, ge=1)
+    """A node is not sampled again after this many completions in a row that only repeated known paths."""
+    temperature: float = Field(0.8, gt=0)
+    """Sampling temperature of the explorer; greedy samples would all be the same path."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus of the explorer's sampling."""
     max_tokens: int = Field(128, ge=1)
-    """Longest completion, in tokens."""
+    """Longest response, in tokens, from the question to the answer."""
     step: Literal["line", "sentence"] = "line"
     """Where a step ends: at a newline, or at the end of a sentence."""
     enough_good: int = Field(2, ge=0)
