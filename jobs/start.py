@@ -24,6 +24,7 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "cluster" / "requirements"
@@ -36,8 +37,7 @@ REMEDIES = {
     r"No space left|Disk quota": "the disk is full: free some space",
     r"Python\.h|command '?\S*(gcc|g\+\+|cc)'? failed": "a package must be compiled: install g++ and python3-dev",
     r"ensurepip is not available|No module named '?(ensurepip|venv|pip)\b": "install the system's python3-venv package",
-    r"NameResolution|ConnectionError|NewConnection|timed out|dns error|CERTIFICATE": "the package index was not reached:"
-    " check the network, the proxy and pip's configuration, then run this again",
+    r"NameResolution|nnection|timed out|dns error|CERTIF": "check the network, the proxy, pip's configuration",
     r"No matching distribution found for torch": "name an index that has it: --torch-index URL or RAYLM_TORCH_INDEX",
 }
 
@@ -52,10 +52,11 @@ def check_machine(venv: Path, version: tuple[int, ...] = sys.version_info[:2]) -
     hint = f"run {pythons[0]} jobs/start.py" if pythons else "install Python 3.11"
     compilers = [name for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and shutil.which(name)]
     free = shutil.disk_usage(venv.parent).free / 1e9
+    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
     for fine, message in (
         ((3, 10) <= version <= (3, 12), f"Python 3.10 to 3.12 is needed, this is {version[0]}.{version[1]}: {hint}"),
         (compilers, "no C++ compiler was found: install one (on Debian: apt-get install g++) or set CXX"),
-        (Path(sysconfig.get_path("include"), "Python.h").exists(), "Python's C headers are missing: install python3-dev"),
+        (headers, "Python's C headers are missing: install them (on Debian: apt-get install python3-dev)"),
         (free >= DISK_GB, f"{free:.1f} GB of disk are free and {DISK_GB} needed: pass --venv PATH on another disk"),
     ):
         if not fine:
@@ -84,6 +85,7 @@ class Installer:
 
     def __init__(self, venv: Path, groups: list[str], torch_index: str | None = None, warm: bool = True) -> None:
         self.venv, self.log = venv, venv.with_name(f"{venv.name}.log")
+        self.lock: IO[str] | None = None
         torch, cpu, project = LOCKS / "torch.txt", LOCKS / "cpu.txt", ROOT / "pyproject.toml"
         python = getattr(sys, "_base_executable", sys.executable)  # not the environment's own, which may be removed
         index = ["--extra-index-url", torch_index] if torch_index else []  # else pip's configuration says which build
@@ -97,7 +99,7 @@ class Installer:
         self.base = set(self.steps)
         for lock in (LOCKS / f"{group}.txt" for group in groups):
             self.steps[lock.stem] = (key_of(lock), [(*uv, "--no-deps", "-r", lock)])
-        self.steps["raylm"] = (key_of(project), [(*PIP, "--no-deps", "--no-build-isolation", "-e", ROOT)])
+        self.steps["raylm"] = (f"{ROOT} {key_of(project)}", [(*PIP, "--no-deps", "--no-build-isolation", "-e", ROOT)])
         model = ("python", "-m", "raylm.llm.models", "smollm2-135m-instruct")
         self.steps["model"] = (os.environ.get("RAYLM_CACHE", ""), [model])
         if warm:
@@ -122,7 +124,7 @@ class Installer:
         beside = self.venv.with_name(f"{self.venv.name}.lock")
         if self.venv.exists() and not beside.exists():
             raise Stop(f"{self.venv} was not made by this script: remove it, or pass --venv PATH")
-        lock = os.open(beside, os.O_RDWR | os.O_CREAT)
+        self.lock = lock = beside.open("a")
         fcntl.flock(lock, fcntl.LOCK_SH)
         if self.missing():
             fcntl.flock(lock, fcntl.LOCK_UN)  # two that hold it shared would wait for each other
@@ -140,7 +142,7 @@ class Installer:
                 self.do(name)
                 print(f" {time.monotonic() - start:.0f} s", flush=True)
             fcntl.flock(lock, fcntl.LOCK_SH)
-        os.set_inheritable(lock, True)
+        os.set_inheritable(lock.fileno(), True)
 
     def do(self, name: str) -> None:
         """Run one step, then stamp it."""
@@ -183,7 +185,7 @@ def run_checks(venv: Path, arguments: list[str]) -> int:
     for check in CHECKS:
         print(f"== {check}", flush=True)
         program, *rest = check.split()
-        line = [venv / "bin" / program, *rest, *(arguments if check == "pytest" else [])]
+        line = [str(venv / "bin" / program), *rest, *(arguments if check == "pytest" else [])]
         codes[check] = subprocess.call(line, cwd=ROOT, env=final_environment(venv, 1))
     print("checks:", ", ".join(f"{name} {'FAILED' if code else 'ok'}" for name, code in codes.items()), flush=True)
     return 1 if any(codes.values()) else 0
@@ -200,10 +202,14 @@ def main(argv: list[str] | None = None) -> int:
     venv = Path(os.path.abspath(given.venv))
     groups = sorted({*given.groups, *(["dev"] if given.verb == "test" else [])})
     try:
-        Installer(venv, groups, given.torch_index, warm=given.verb in ("test", "setup")).prepare()
+        installer = Installer(venv, groups, given.torch_index, warm=given.verb in ("test", "setup"))
+        installer.prepare()
     except Stop as stop:
         print(f"\nstart.py: {stop}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstart.py: interrupted; run it again to go on", file=sys.stderr)
+        return 130
     if given.verb in ("setup", "test"):
         return run_checks(venv, given.arguments) if given.verb == "test" else 0
     first = ["pipeline", "jobs/configs/quickstart.yaml"] if given.verb == "quickstart" else []

@@ -1,25 +1,23 @@
 #!/usr/bin/env bash
-# Rewrites cpu.txt, dev.txt and bench.txt from pyproject.toml. Needs uv; `lock.sh --upgrade` moves every pin forward.
+# Rewrites the locks from pyproject.toml: cpu.txt, what dev.txt and bench.txt add to it, and gpu.txt, which stands alone.
+# Needs uv. `lock.sh --upgrade` moves every pin forward.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-where=cluster/requirements
+here=cluster/requirements
 
-resolve() { # resolve EXTRAS... -- ARGUMENTS...: print the pins for the given extras of pyproject.toml
+resolve() { # resolve "EXTRAS" ARGUMENTS...: print the pins of pyproject.toml with these extras
   local extras=()
-  while [ "$1" != -- ]; do extras+=(--extra "$1"); shift; done
-  shift
-  uv pip compile pyproject.toml "$where/base.in" "${extras[@]}" --universal --python-version 3.10 \
-    --excludes "$where/excludes.txt" --quiet --no-header "$@"
+  for extra in $1; do extras+=(--extra "$extra"); done
+  uv pip compile pyproject.toml $here/base.in "${extras[@]}" --universal --python-version 3.10 \
+    --excludes $here/excludes.txt --quiet --no-header "${@:2}"
 }
 
-write() { # write FILE: keep standard input as FILE, under a line that says where it comes from
-  { echo "# Written by $where/lock.sh; do not edit."; cat; } >"$1.new"
-  mv "$1.new" "$1"
-}
+head_line="# Written by $here/lock.sh; do not edit."
 
-[ -f $where/cpu.txt ] || : >$where/cpu.txt
-resolve cpu models -- --output-file $where/cpu.txt "$@" >/dev/null
-write $where/cpu.txt <$where/cpu.txt
-for extra in dev bench; do # what the extra adds to cpu.txt
-  resolve cpu models $extra -- --no-annotate --constraint $where/cpu.txt | grep -vxFf $where/cpu.txt | write $where/$extra.txt
+resolve "cpu models" --excludes $here/excludes-cpu.txt --output-file $here/cpu.txt "$@" >/dev/null
+resolve "gpu models" --constraint $here/torch.txt --output-file $here/gpu.txt "$@" >/dev/null
+sed -i "1i $head_line" $here/cpu.txt $here/gpu.txt
+for extra in dev bench; do
+  pins=$(resolve "cpu models $extra" --excludes $here/excludes-cpu.txt --no-annotate --constraint $here/cpu.txt)
+  { echo "$head_line"; grep -vxFf $here/cpu.txt <<<"$pins"; } >$here/$extra.txt
 done
