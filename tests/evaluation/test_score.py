@@ -137,7 +137,7 @@ def test_stable_seed_is_fixed_and_separates_its_parts():
 
 
 def test_a_suite_without_sources_is_refused():
-    with pytest.raises(ValueError, match="suites.empty has no sources"):
+    with pytest.raises(ValueError, match=r"suites\.empty has no sources"):
         EvaluateConfig(suites={"empty": ()})
 
 

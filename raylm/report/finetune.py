@@ -1,0 +1,149 @@
+"""Report of a finetune artefact: the loss, and which parameters stood still when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+from markupsafe import Markup
+
+from raylm.report import figures
+from raylm.report.artefacts import data_files, finished, made_from, subtitle, timing
+from raylm.report.page import Page, figure, label
+from raylm.storage import Manifest, Store
+
+_SMOOTHING = 25
+"""At most so many steps in the mean that is drawn over a noisy curve."""
+
+
+def build(store: Store, related: dict[str, Store]) -> Page:
+    """The page of a finished finetune artefact."""
+    manifest = finished(store)
+    page = Page("Finetune: training", subtitle(store, manifest))
+    page.section("Overview")
+    page.tiles(_tiles(store, manifest))
+    if manifest.funnel:
+        page.funnel(manifest.funnel)
+    add_training(page, store)
+    page.section("Figures")
+    page.table(("what", "value"), [(label(name), _short(value)) for name, value in manifest.figures.items()])
+    page.section("Made from")
+    page.table(("what", "value"), made_from(manifest))
+    return page
+
+
+def add_training(page: Page, store: Store) -> None:
+    """Sections with the curves of a training run and of its masks."""
+    steps = columns(store, "loss")
+    page.section("Training", "Loss is the mean over all label tokens of an optimizer step, in nats.")
+    if steps["step"]:
+        page.grid(_training_plots(steps))
+    else:
+        page.callout("No optimizer step was taken.", "warn")
+    masks = columns(store, "jaccard_previous")
+    if masks.get("step"):
+        add_masks(page, masks, finished(store))
+
+
+def add_masks(page: Page, masks: dict[str, list[Any]], manifest: Manifest) -> None:
+    """How the protected set changed, refresh by refresh."""
+    share = manifest.config.get("isolation", {}).get("protect", 0.0)
+    page.section(
+        "Isolation",
+        f"At every refresh the {share:.0%} of the parameters with the largest gradients are protected until the next. "
+        "Overlap is the Jaccard index; two random masks of this density would overlap as the dashed line says.",
+    )
+    page.grid(_mask_plots(masks, share))
+
+
+def columns(store: Store, having: str) -> dict[str, list[Any]]:
+    """Columns of the artefact's tables that hold the column `having`, in order; empty without such a table."""
+    tables = [store.read_table(name) for name in data_files(store, "data/")]
+    fitting = [table for table in tables if having in table.column_names]
+    return pa.concat_tables(fitting).to_pydict() if fitting else {"step": []}
+
+
+def _training_plots(steps: dict[str, list[Any]]) -> list[Markup]:
+    at, loss = steps["step"], steps["loss"]
+    window = min(_SMOOTHING, max(1, len(at) // 10))
+    curves = {"each step": (at, loss)}
+    if window > 1:
+        curves[f"mean of {window} steps"] = (at, figures.smooth(loss, window))
+    faint = ["each step"] if window > 1 else []
+    return [
+        figure(figures.lines(curves, title="Loss", x="optimizer step", y="nats a token", faint=faint)),
+        figure(figures.lines({"lr": (at, steps["lr"])}, title="Learning rate", x="optimizer step", y="learning rate")),
+        figure(
+            figures.lines({"norm": (at, steps["grad_norm"])}, title="Gradient norm", x="optimizer step", y="L2 norm"),
+            "Before clipping.",
+        ),
+        figure(
+            figures.lines(
+                {"labels": (at, steps["label_tokens"]), "all": (at, steps["total_tokens"])},
+                title="Tokens of a step",
+                x="optimizer step",
+                y="tokens",
+            ),
+            "Only label tokens enter the loss.",
+        ),
+    ]
+
+
+def random_overlap(share: float) -> float:
+    """Expected Jaccard index of two independent random masks of density p: p / (2 - p) (source: our derivation).
+
+    A parameter is in both with chance p^2 and in either with chance 2p - p^2.
+    """
+    return share / (2 - share)
+
+
+def _mask_plots(masks: dict[str, list[Any]], share: float) -> list[Markup]:
+    at = masks["step"]
+    overlap = {
+        name: (
+            [x for x, y in zip(at, masks[key], strict=True) if y is not None],
+            [y for y in masks[key] if y is not None],
+        )
+        for name, key in (("with the previous", "jaccard_previous"), ("with the first", "jaccard_first"))
+    }
+    return [
+        figure(
+            figures.lines(
+                overlap,
+                title="Overlap of the masks",
+                x="optimizer step",
+                y="Jaccard index",
+                limits=(-0.02, 1.02),
+                level=(random_overlap(share), "random masks"),
+            )
+        ),
+        figure(
+            figures.lines(
+                {"entered": (at, masks["entered"]), "released": (at, masks["released"])},
+                title="Parameters that changed sides",
+                x="optimizer step",
+                y="parameters",
+            )
+        ),
+    ]
+
+
+def _tiles(store: Store, manifest: Manifest) -> list[tuple[str, str, str]]:
+    steps = columns(store, "loss")
+    losses, times = steps.get("loss", []), timing(store)
+    isolation = manifest.config.get("isolation", {})
+    tiles = [
+        ("optimizer steps", f"{len(losses):,}", f"{steps['epoch'][-1]:.1f} epochs" if losses else ""),
+        ("first loss", f"{losses[0]:.3f}" if losses else "none", "nats a token"),
+        ("last loss", f"{losses[-1]:.3f}" if losses else "none", "nats a token"),
+        ("label tokens", f"{sum(steps.get('label_tokens', [])):,}", f"{sum(steps.get('total_tokens', [])):,} in all"),
+        ("isolation", f"{isolation.get('protect', 0):.0%}" if isolation.get("enabled") else "off", "protected"),
+    ]
+    if times.get("tokens_per_second"):
+        tiles.append(("tokens a second", f"{times['tokens_per_second']:,.0f}", "wall clock"))
+    return tiles
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"

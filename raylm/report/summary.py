@@ -1,0 +1,82 @@
+"""A pipeline on one screen of the terminal: the same facts as on its page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from raylm.progress import format_seconds
+from raylm.report.facts import Facts, collect
+from raylm.report.page import format_interval, format_p, label
+from raylm.storage import Store
+
+_BAR = 24
+
+
+def print_summary(store: Store, stages: Sequence[str], console: Console | None = None) -> None:
+    """Print funnel, accuracy before and after, tokens and seconds by stage, and where everything is.
+
+    Args:
+        store: the pipeline's directory.
+        stages: sub-directories of its stages, in the order they ran.
+        console: where to print; standard output by default.
+    """
+    console = console or Console()
+    facts = collect({name: store.child(name) for name in stages})
+    console.print()
+    if facts.funnel:
+        console.print(_funnel(facts))
+    console.print(_costs(facts))
+    if facts.gains:
+        console.print(_gains(facts))
+        for gain in facts.gains:
+            colour = ("green" if gain.difference[0] > 0 else "red") if gain.certain else "yellow"
+            console.print(f"[{colour}]{escape(gain.sentence())}[/{colour}]", highlight=False)
+    console.print(f"report     {escape(store.url)}/report.html", highlight=False, soft_wrap=True)
+    if "finetune" in stages:
+        console.print(f"model      {escape(store.url)}/finetune/model", highlight=False, soft_wrap=True)
+    console.print(f"artefacts  {escape(store.url)}/<stage>/data/*.parquet", highlight=False, soft_wrap=True)
+
+
+def _funnel(facts: Facts) -> Table:
+    table = Table(box=None, pad_edge=False, title="from problems to chains", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    top = max(facts.funnel.values()) or 1
+    for name, count in facts.funnel.items():
+        table.add_row(escape(label(name)), f"{count:,}", f"[cyan]{'█' * round(_BAR * count / top)}[/cyan]")
+    return table
+
+
+def _costs(facts: Facts) -> Table:
+    kinds = facts.token_kinds
+    table = Table(box=None, pad_edge=False, title="cost", title_justify="left", header_style="dim")
+    table.add_column("stage")
+    for name in ("rows", "time", *(f"{label(kind)} tokens" for kind in kinds)):
+        table.add_column(name, justify="right")
+    for cost in facts.costs:
+        tokens = (f"{cost.tokens[kind]:,}" if kind in cost.tokens else "" for kind in kinds)
+        table.add_row(escape(label(cost.stage)), f"{cost.rows:,}", format_seconds(cost.seconds), *tokens)
+    totals = (f"{sum(cost.tokens.get(kind, 0) for cost in facts.costs):,}" for kind in kinds)
+    table.add_row("all", "", format_seconds(sum(cost.seconds for cost in facts.costs)), *totals, style="bold")
+    return table
+
+
+def _gains(facts: Facts) -> Table:
+    prompted = any(gain.prompted is not None for gain in facts.gains)
+    table = Table(box=None, pad_edge=False, title="accuracy, 95% intervals", title_justify="left", header_style="dim")
+    table.add_column("suite")
+    columns = ("before", "search prompt", "after") if prompted else ("before", "after")
+    for name in (*columns, "points", "p"):
+        table.add_column(name, justify="right")
+    for gain in facts.gains:
+        middle = [format_interval(gain.prompted) if gain.prompted else ""] if prompted else []
+        cells = [format_interval(gain.before), *middle, format_interval(gain.after)]
+        points = format_interval(gain.difference, signed=True).replace(" points", "")
+        p_value = format_p(gain.p_value).removeprefix("p ").removeprefix("= ")
+        table.add_row(escape(label(gain.suite)), *(escape(cell) for cell in (*cells, points, p_value)))
+    return table

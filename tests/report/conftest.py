@@ -1,0 +1,116 @@
+"""Hand-made artefacts of every stage, written through StageRun like the real ones."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from raylm.evaluation.config import EvaluateConfig
+from raylm.evaluation.score import compare, score
+from raylm.records import Judgement, Node, Trajectory, Tree, to_table
+from raylm.search.config import ExploreConfig
+from raylm.storage import StageRun
+
+EVIL = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
+
+
+def make_tree(number, kinds=("correct", "wrong"), branch=1, note=""):
+    """A tree whose paths share `branch` steps and then go their own ways, one path for each of `kinds`."""
+    nodes = [Node(0, -1, "", [], 0.0, 0, 0.0, False, -1)]
+    paths = []
+
+    def add(parent, text, terminal=False):
+        nodes.append(Node(len(nodes), parent, text, [1, 2, 3], -0.5, 0, 0.0, terminal, 0))
+        return len(nodes) - 1
+
+    shared, at = [], 0
+    for step in range(branch):
+        at = add(at, f"Step {step}: {number} + {step} = {number + step}.{note}\n")
+        shared.append(at)
+    for index, kind in enumerate(kinds):
+        own = [add(at, f"Way {index} takes {number} * {index}.\n")]
+        own.append(add(own[0], f"Answer: {number + index}", terminal=True))
+        ids = shared + own
+        text = "".join(nodes[i].text for i in ids)
+        reward = 1.0 if kind == "correct" else 0.0
+        paths.append(Trajectory(ids, text, str(number + index), kind, reward, 3 * len(ids), -1.5, "stop"))
+        for i in [0, *ids]:
+            node = nodes[i]
+            nodes[i] = Node(
+                node.id, node.parent, node.text, node.token_ids, node.logprob, node.visits + 1,
+                node.value_sum + reward, node.terminal, node.round,
+            )  # fmt: skip
+    return Tree(
+        f"tree{number}", f"p{number}", "sums" if number % 2 else "products", f"What is {number} plus one?{note}",
+        str(number), "number", "scripted", "r1", 0, "c0", 2, nodes, paths, 40, 12 * len(nodes),
+    )  # fmt: skip
+
+
+def make_judgement(suite, number, verdict, *, response="", sample=0, finish="stop", task=""):
+    task = task or ("sums" if number % 2 else "products")
+    question, gold = f"What is {number} plus one?", str(number + 1)
+    response = response or f"{number} + 1\nAnswer: {gold}"
+    return Judgement(suite, f"p{number}", task, question, gold, response, gold, verdict, 20, 9, finish, sample)
+
+
+@pytest.fixture
+def explore_store(tmp_path):
+    kinds = [("correct", "wrong"), ("correct", "correct"), ("wrong",), ("correct", "wrong", "unverifiable"), ()]
+    trees = [make_tree(n, kinds[n % 5], branch=1 + n % 3, note=EVIL if n == 3 else "") for n in range(30)]
+    config = ExploreConfig(out=str(tmp_path / "explore"), problems=({"name": "chain_sum", "limit": 30},))
+    stage = StageRun("explore", config, config.out)
+    rows = stage.write_rows([to_table(Tree, trees[:20]), to_table(Tree, trees[20:])])
+    stage.finish(
+        rows,
+        timing={"seconds": 12.5},
+        model={"name": "scripted", "revision": "r1"},
+        funnel={"problems": 30, "solved": 18, "mixed": 12},
+        tokens={"prompt": 900, "generated": sum(tree.generated_tokens for tree in trees)},
+    )
+    return stage.store
+
+
+@pytest.fixture
+def evaluations(tmp_path):
+    """Stores of an evaluation before and one after, which fixes and breaks some questions."""
+    rng = np.random.default_rng(0)
+    stores = {}
+    rows = {}
+    for name, chance in (("before", 0.3), ("after", 0.6)):
+        config = EvaluateConfig(
+            out=str(tmp_path / f"evaluate_{name}"), suites={"in_domain": ({"name": "a", "limit": 1},)}
+        )
+        rows[name] = []
+        for suite, count in (("in_domain", 60), ("out_of_domain", 30)):
+            for number in range(count):
+                verdict = (
+                    "correct" if rng.random() < chance else rng.choice(["wrong", "wrong", "wrong", "unverifiable"])
+                )
+                text = EVIL if number == 1 else f"I am {name}: {number}.\nAnswer: {number}"
+                rows[name].append(make_judgement(suite, number, str(verdict), response=text))
+                rows[name] += [
+                    make_judgement(
+                        suite, number, "correct" if rng.random() < chance else "wrong", response=text, sample=sample
+                    )
+                    for sample in (1, 2, 3)
+                ]
+        inputs = {"baseline": stores["before"].manifest().digest()} if stores else {}
+        stage = StageRun("evaluate", config, config.out, inputs)
+        figures = {"suites": score(rows[name])}
+        if stores:
+            figures["comparison"] = compare(rows["before"], rows["after"], 1000, 0)
+        stage.finish(
+            stage.write_rows([to_table(Judgement, rows[name])]),
+            timing={"seconds": 30.0, "questions_per_second": 3.0, "engine": "scripted"},
+            model={"name": name, "revision": "abc"},
+            tokens={"prompt": 100, "generated": 5000},
+            figures=figures,
+        )
+        stores[name] = stage.store
+    return SimpleNamespace(**stores)
+
+
+@pytest.fixture
+def tree_of():
+    """The maker of hand-made trees: tree_of(number, kinds, branch=..., note=...)."""
+    return make_tree
