@@ -29,7 +29,7 @@ def for_stage(name: str, store: Store, related: dict[str, Store] | None = None) 
     """
     if name not in STAGES:
         raise UserError(f"{store.url}: no report for a {name!r} artefact; there are reports for {', '.join(STAGES)}")
-    module = importlib.import_module(f"raylm.report.{name}")
+    module = importlib.import_module(f"raylm.report.stages.{name}")
     return str(module.build(store, related or {}).write(store))
 
 
@@ -53,7 +53,7 @@ def pipeline(out: str, stages: Sequence[str]) -> str:
         out: directory of the pipeline.
         stages: sub-directories of its stages, in the order they ran.
     """
-    from raylm.report.pipeline import build
+    from raylm.report.stages.pipeline import build
     from raylm.report.summary import print_summary
     from raylm.storage import Store
 

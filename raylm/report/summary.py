@@ -10,7 +10,7 @@ from rich.table import Table
 
 from raylm.progress import format_seconds
 from raylm.report.facts import Facts, collect
-from raylm.report.page import format_interval, format_p, label
+from raylm.report.page import Interval, format_p, label
 from raylm.storage import Store
 
 _BAR = 24
@@ -32,9 +32,11 @@ def print_summary(store: Store, stages: Sequence[str], console: Console | None =
     console.print(_costs(facts))
     if facts.gains:
         console.print(_gains(facts))
-        for gain in facts.gains:
-            colour = ("green" if gain.difference[0] > 0 else "red") if gain.certain else "yellow"
-            console.print(f"[{colour}]{escape(gain.sentence())}[/{colour}]", highlight=False)
+        unchanged = [label(gain.suite) for gain in facts.gains if not gain.certain]
+        if unchanged:
+            console.print(
+                f"no change is shown on {escape(', '.join(unchanged))}: the interval holds zero", style="yellow"
+            )
     console.print(f"report     {escape(store.url)}/report.html", highlight=False, soft_wrap=True)
     if "finetune" in stages:
         console.print(f"model      {escape(store.url)}/finetune/model", highlight=False, soft_wrap=True)
@@ -72,11 +74,17 @@ def _gains(facts: Facts) -> Table:
     table.add_column("suite")
     columns = ("before", "search prompt", "after") if prompted else ("before", "after")
     for name in (*columns, "points", "p"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for gain in facts.gains:
-        middle = [format_interval(gain.prompted) if gain.prompted else ""] if prompted else []
-        cells = [format_interval(gain.before), *middle, format_interval(gain.after)]
-        points = format_interval(gain.difference, signed=True).replace(" points", "")
+        middle = [_share(gain.prompted) if gain.prompted else ""] if prompted else []
+        at, low, high = (100 * value for value in gain.difference)
         p_value = format_p(gain.p_value).removeprefix("p ").removeprefix("= ")
-        table.add_row(escape(label(gain.suite)), *(escape(cell) for cell in (*cells, points, p_value)))
+        cells = [_share(gain.before), *middle, _share(gain.after), f"{at:+.1f} [{low:+.0f}, {high:+.0f}]", p_value]
+        colour = ("green" if gain.difference[0] > 0 else "red") if gain.certain else "yellow"
+        table.add_row(escape(label(gain.suite)), *(escape(cell) for cell in cells), style=colour)
     return table
+
+
+def _share(interval: Interval) -> str:
+    at, low, high = (100 * value for value in interval)
+    return f"{at:.1f}% [{low:.0f}, {high:.0f}]"

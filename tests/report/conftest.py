@@ -1,15 +1,20 @@
 """Hand-made artefacts of every stage, written through StageRun like the real ones."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from raylm.crps.config import SynthesizeConfig
 from raylm.evaluation.config import EvaluateConfig
 from raylm.evaluation.score import compare, score
-from raylm.records import Judgement, Node, Trajectory, Tree, to_table
+from raylm.pipeline.config import PipelineConfig
+from raylm.records import Chain, Judgement, Message, Node, Trajectory, Tree, from_table, to_table
 from raylm.search.config import ExploreConfig
 from raylm.storage import StageRun
+from raylm.train.config import FinetuneConfig
 
 EVIL = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 
@@ -108,6 +113,66 @@ def evaluations(tmp_path):
         )
         stores[name] = stage.store
     return SimpleNamespace(**stores)
+
+
+def make_chain(tree):
+    anchor, negative = tree.trajectories[:2]
+    shared = [a for a, b in zip(anchor.node_ids, negative.node_ids, strict=False) if a == b]
+    critique = {"success_pattern": "keeps the order", "failure_modes": [{"step": 1, "fix": EVIL}]}
+    messages = [Message("user", tree.question), Message("assistant", anchor.text)]
+    return Chain(
+        f"chain-{tree.id}", messages, tree.problem_id, tree.task, tree.id, "crps", "hard", anchor.node_ids,
+        negative.node_ids, shared[-1], json.dumps(critique), "k0", "correct", "scripted", "r1", "structural",
+        "structural", 0, 0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def synthesize_store(tmp_path, explore_store):
+    trees = from_table(Tree, explore_store.read_data())
+    chains = [make_chain(tree) for tree in trees if len(tree.trajectories) > 1]
+    config = SynthesizeConfig(out=str(tmp_path / "synthesize"), trees=explore_store.url)
+    stage = StageRun("synthesize", config, config.out, {"trees": explore_store.manifest().digest()})
+    stage.finish(
+        stage.write_rows([to_table(Chain, chains)]),
+        timing={"seconds": 1.5},
+        funnel={"pairs": 40, "verified": 30, "selected": len(chains)},
+        tokens={"generated": 0},
+        figures={"dropped": {"near_duplicate": 7, "wrong_answer": 3}},
+    )
+    return stage.store
+
+
+@pytest.fixture
+def finetune_store(tmp_path):
+    config = FinetuneConfig(out=str(tmp_path / "finetune"), isolation={"protect": 0.1})
+    stage = StageRun("finetune", config, config.out)
+    count = 120
+    noise = np.random.default_rng(0).normal(0, 0.1, count)
+    steps = {
+        "step": list(range(1, count + 1)),
+        "epoch": [step / 40 for step in range(1, count + 1)],
+        "loss": [2 / (1 + step / 30) + noise[step] for step in range(count)],
+        "lr": [2e-5 * (1 - step / count) for step in range(count)],
+        "grad_norm": [1 + abs(noise[step]) for step in range(count)],
+        "label_tokens": [300 + step % 7 for step in range(count)],
+        "total_tokens": [900 + step % 11 for step in range(count)],
+    }
+    rows = stage.write_rows([pa.table(steps)])
+    timing = {"seconds": 60.0, "tokens_per_second": 1800.0}
+    stage.finish(rows, timing=timing, tokens={"trained": 36_000}, model={"name": "tuned", "revision": "r2"})
+    return stage.store
+
+
+@pytest.fixture
+def pipeline_store(tmp_path, explore_store, synthesize_store, finetune_store, evaluations):
+    source = {"name": "chain_sum", "limit": 30}
+    config = PipelineConfig(out=str(tmp_path), suites={"in_domain": (source,)}, explore={"problems": (source,)})
+    stage = StageRun("pipeline", config, config.out)
+    stages = ["evaluate_before", "explore", "synthesize", "finetune", "evaluate_after"]
+    digests = {name: stage.store.child(name).manifest().digest() for name in stages}
+    stage.finish(0, timing={"seconds": 100.0}, figures={"stages": digests})
+    return SimpleNamespace(store=stage.store, stages=stages)
 
 
 @pytest.fixture

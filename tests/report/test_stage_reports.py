@@ -1,13 +1,18 @@
 import hashlib
+import io
 import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from raylm import report
 from raylm.errors import UserError
+from raylm.report.facts import Gain
+from raylm.report.stages.finetune import random_overlap
+from raylm.report.summary import print_summary
 from raylm.report.trees import drawing
 from raylm.storage import Store
 
@@ -98,3 +103,75 @@ def test_reports_of_nothing_are_refused(tmp_path):
         report.for_artefact(str(tmp_path))
     with pytest.raises(UserError, match="no report for a 'dance' artefact"):
         report.for_stage("dance", Store(str(tmp_path)))
+
+
+def test_synthesize_report_shows_chains_beside_their_paths(synthesize_store):
+    report.for_artefact(synthesize_store.url)
+    html = html_of(synthesize_store)
+    assert "near duplicate" in html
+    for title in ("anchor", "negative", "keeps the order"):
+        assert title in html
+    assert html.count('<span class="badge">pivot</span>') >= 2
+    assert 'class="shared"' in html
+    assert EVIL not in html
+
+
+def test_synthesize_report_without_the_trees_says_so(synthesize_store, tmp_path):
+    far = tmp_path / "far" / "copy"
+    shutil.copytree(synthesize_store.url, far)
+    report.for_artefact(str(far))
+    html = (far / "report.html").read_text(encoding="utf-8")
+    assert "artefact was not found" in html
+    assert '<span class="badge">pivot</span>' not in html
+
+
+def test_finetune_report_plots_training(finetune_store):
+    report.for_artefact(finetune_store.url)
+    html = html_of(finetune_store)
+    for title in ("Loss", "Learning rate", "Gradient norm", "Tokens of a step"):
+        assert f">{title}</text>" in html
+    assert ">120<" in html
+
+
+def test_random_overlap_is_that_of_random_masks():
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    one, two = rng.random((2, 200_000)) < 0.1
+    assert random_overlap(0.1) == pytest.approx((one & two).sum() / (one | two).sum(), abs=0.003)
+    assert (random_overlap(0.0), random_overlap(1.0)) == (0.0, 1.0)
+
+
+def test_pipeline_report_tells_the_whole_story(pipeline_store, capsys):
+    before = fingerprint(pipeline_store.store)
+    path = report.pipeline(pipeline_store.store.url, pipeline_store.stages)
+    assert fingerprint(pipeline_store.store) == before
+    html = Path(path).read_text(encoding="utf-8")
+    for name in pipeline_store.stages:
+        assert f'href="{name}/report.html"' in html
+    for expected in ("in domain: 18.3% before", "p &lt; 0.001", ">Loss</text>", "data-trees", "Fixed", "36,000"):
+        assert expected in html
+    assert EVIL not in html
+    printed = capsys.readouterr().out
+    for expected in ("in domain", "< 0.001", "36,000", "selected", "report.html", "finetune/model"):
+        assert expected in printed
+
+
+def test_pipeline_report_can_be_made_again_from_its_directory_alone(pipeline_store):
+    first = Path(report.pipeline(pipeline_store.store.url, pipeline_store.stages)).read_text(encoding="utf-8")
+    assert Path(report.for_artefact(pipeline_store.store.url)).read_text(encoding="utf-8") == first
+
+
+def test_summary_fits_a_terminal(pipeline_store):
+    stream = io.StringIO()
+    print_summary(pipeline_store.store, pipeline_store.stages, Console(file=stream, width=80))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) < 40
+    assert all(len(line) <= 80 or pipeline_store.store.url in line for line in lines)
+    assert "18.3% [11, 30]  58.3% [46, 70]  +40.0 [+27, +53]  < 0.001" in stream.getvalue()
+
+
+def test_no_change_is_not_called_a_gain():
+    gain = Gain("s", 20, (0.4, 0.2, 0.6), (0.45, 0.3, 0.6), None, (0.05, -0.1, 0.2), 3, 2, 1.0)
+    assert not gain.certain
+    assert "no change is shown" in gain.sentence()

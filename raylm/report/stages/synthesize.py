@@ -41,7 +41,7 @@ def add_examples(page: Page, chains: Sequence[Chain], trees: Store | None, limit
     shown = list(chains[:: max(1, len(chains) // limit)][:limit])
     page.section(
         "Chains",
-        f"{len(shown)} of {len(chains)}, spread evenly. Grey steps are those that anchor and negative share; the pivot is "
+        f"{len(shown)} of {len(chains)}, spread evenly. Grey steps are shared by anchor and negative; the pivot is "
         "the last of them.",
     )
     if trees is None:

@@ -8,12 +8,12 @@ from markupsafe import Markup
 
 from raylm.progress import format_seconds
 from raylm.records import Judgement, Tree
-from raylm.report import finetune
 from raylm.report.artefacts import finished, iterate, made_from, subtitle
-from raylm.report.evaluate import add_changes
-from raylm.report.explore import add_browser
 from raylm.report.facts import Facts, collect
 from raylm.report.page import Page, format_p, label
+from raylm.report.stages import finetune
+from raylm.report.stages.evaluate import add_changes
+from raylm.report.stages.explore import add_browser
 from raylm.report.trees import Showcase
 from raylm.storage import Store
 

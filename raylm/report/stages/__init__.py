@@ -1,0 +1,1 @@
+"""One module a stage: `build(store, related)` makes its page."""
