@@ -28,6 +28,8 @@ from raylm.storage import Store
 if TYPE_CHECKING:
     import numpy as np
 
+SNAPSHOTS = "snapshots"
+"""Folder of unfinished units; a worker may keep one there under `snapshot_name`."""
 _META = b"raylm"
 _RESTARTS_WITHOUT_PROGRESS = 3
 
@@ -143,6 +145,11 @@ def run_units(
     return report
 
 
+def snapshot_name(key: str) -> str:
+    """File in which a worker may save an unfinished unit, to go on from; it is removed once the unit is committed."""
+    return f"{SNAPSHOTS}/{key}.json"
+
+
 def finished_keys(store: Store) -> set[str]:
     """Keys of the units that are committed."""
     return {name.removesuffix(".parquet") for name in store.names("parts") if name.endswith(".parquet")}
@@ -249,9 +256,13 @@ class _UnitActor:
             self.fruitless = 0
             summary["seconds"] = time.monotonic() - start
             table = table.replace_schema_metadata({_META: json.dumps(summary).encode()})
-            await asyncio.to_thread(self.store.write_table, f"parts/{unit.key}.parquet", table)
+            await asyncio.to_thread(self._commit, unit.key, table)
             return summary, ""
         return {}, error
+
+    def _commit(self, key: str, table: pa.Table) -> None:
+        self.store.write_table(f"parts/{key}.parquet", table)
+        self.store.remove(snapshot_name(key))
 
     async def _restart(self, generation: int, death: EngineDied | None = None) -> None:
         """Start the worker unless another unit has done so since `generation`."""

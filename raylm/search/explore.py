@@ -1,0 +1,292 @@
+"""The explore stage: one tree a problem, on a pool of engines, resumable round by round."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from raylm.errors import UserError
+from raylm.records import Problem, Tree, from_table, to_table
+from raylm.search.config import ExploreConfig
+from raylm.search.explorer import Growth, grow, tree_id
+from raylm.storage import Manifest, StageRun, Store
+from raylm.units import (
+    SNAPSHOTS,
+    Unit,
+    UnitsReport,
+    check_failures,
+    finished_keys,
+    read_unit,
+    run_units,
+    snapshot_name,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from raylm.llm.protocol import Engine
+    from raylm.tasks.verify import VerifierPool
+
+
+def run(config: ExploreConfig) -> Manifest:
+    """Grow every problem's tree; a second call with the same config and inputs returns at once.
+
+    Raises:
+        UserError: bad input, or more trees than `max_failed_share` ended in an error.
+        EngineDied: the engine died again and again.
+    """
+    from raylm import report
+    from raylm.llm import models
+
+    problems = load(config)
+    model = models.resolve(config.engine.model, config.engine.revision, config.engine.trust_remote_code)
+    stage = StageRun("explore", config, config.out, {"problems": _digest(problems), "model": model.ref.revision})
+    if stage.finished is None:
+        check_prompts(config, problems, models.load_tokenizer(model.path, config.engine.trust_remote_code))
+        units = [Unit(tree_id(config, item.id, config.seed), {"problem": asdict(item)}) for item in problems]
+        resumed = finished_keys(stage.store)
+        done = run_units(
+            units,
+            ExploreWorker,
+            {"config": config},
+            stage.store,
+            config.compute,
+            label="explore",
+            noun="trees",
+            note=_running_note(),
+        )
+        check_failures(done, len(units), config.max_failed_share, stage.store, "trees")
+        _finish(stage, units, done, resumed)
+    report.for_stage("explore", stage.store)
+    assert stage.finished is not None
+    return stage.finished
+
+
+class ExploreWorker:
+    """Grows trees; one engine and one verifier pool an actor."""
+
+    def __init__(self, config: ExploreConfig) -> None:
+        self.config = config
+        self.engine: Engine | None = None
+        self.verifier: VerifierPool | None = None
+
+    async def start(self) -> None:
+        """Load the model and start the verifier's processes."""
+        from raylm.llm import engine
+        from raylm.tasks.verify import VerifierPool
+
+        compute = self.config.compute
+        self.engine = await engine.build(self.config.engine, cpus=compute.cpus, gpus=compute.gpus)
+        self.verifier = VerifierPool(self.config.verifier)
+
+    async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
+        """Grow one tree, from its snapshot when an earlier attempt left one."""
+        assert self.engine is not None
+        assert self.verifier is not None
+        name = snapshot_name(unit.key)
+        snapshot = await asyncio.to_thread(store.read_json, name) if store.exists(name) else None
+        last = Growth.restore(self.config, snapshot)
+        before = last.prompt_tokens, last.generated_tokens
+
+        async def save(growth: Growth) -> None:
+            nonlocal last
+            last = growth
+            data = json.dumps(growth.snapshot(), separators=(",", ":")).encode()
+            await asyncio.to_thread(store.write_bytes, name, data)
+
+        problem = Problem(**unit.payload["problem"])
+        tree = await grow(
+            problem, self.engine, self.verifier, self.config, self.config.seed, snapshot=snapshot, on_round=save
+        )
+        verdicts = [found.verdict for found in tree.trajectories]
+        summary = {
+            "model": asdict(self.engine.model),
+            "engine": self.engine.name,
+            "correct": verdicts.count("correct"),
+            "wrong": verdicts.count("wrong"),
+            "prompt_tokens": tree.prompt_tokens - before[0],
+            "cached_tokens": last.cached_tokens,
+            "generated_tokens": tree.generated_tokens - before[1],
+        }
+        return to_table(Tree, [tree]), summary
+
+    async def close(self) -> None:
+        """Free the model and end the verifier's processes."""
+        engine, self.engine = self.engine, None
+        verifier, self.verifier = self.verifier, None
+        if verifier is not None:
+            verifier.close()
+        if engine is not None:
+            await engine.close()
+
+
+def load(config: ExploreConfig) -> list[Problem]:
+    """The problems of all sources.
+
+    Raises:
+        UserError: a source cannot be read, there are no problems, or an id is used twice.
+    """
+    from raylm.tasks.sources import load_problems
+
+    problems = load_problems(config.problems)
+    if not problems:
+        raise UserError("problems: the sources hold no problems; check limit, offset and split")
+    seen: dict[str, Problem] = {}
+    for problem in problems:
+        if problem.id in seen:
+            raise UserError(
+                f"problems: id {problem.id!r} is used twice (tasks {seen[problem.id].task} and {problem.task}); "
+                "give the sources other names, seeds or id fields"
+            )
+        seen[problem.id] = problem
+    return problems
+
+
+def check_prompts(config: ExploreConfig, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse questions that leave no room for a whole response.
+
+    Raises:
+        UserError: names the first such problem and what would make room.
+    """
+    from raylm.llm.chat import prompt_ids
+
+    room = config.engine.context - config.search.max_tokens
+    lengths = [len(prompt_ids(tokenizer, config.prompt.messages(problem.question))) for problem in problems]
+    too_long = [(problem, length) for problem, length in zip(problems, lengths, strict=True) if length > room]
+    if too_long:
+        problem, length = too_long[0]
+        needed, given = max(lengths) + config.search.max_tokens, config.engine.context
+        raise UserError(
+            f"{len(too_long)} of {len(problems)} prompts leave no room in engine.context={given} for "
+            f"search.max_tokens={config.search.max_tokens}; first: problem {problem.id} with {length} tokens "
+            f"(set engine.context={needed}, lower search.max_tokens, or take shorter examples)"
+        )
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Counts over trees, gathered while they stream to the merged files."""
+
+    trees: int = 0
+    with_trajectory: int = 0
+    with_correct: int = 0
+    with_wrong: int = 0
+    with_both: int = 0
+    verdicts: dict[str, int] = field(default_factory=lambda: {"correct": 0, "wrong": 0, "unverifiable": 0})
+    unfinished: int = 0
+    nodes: int = 0
+    depth: int = 0
+    rounds: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+    def watch(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """Pass tables of trees on and count what is in them."""
+        for table in tables:
+            for tree in from_table(Tree, table):
+                self._add(tree)
+            yield table
+
+    def _add(self, tree: Tree) -> None:
+        verdicts = [found.verdict for found in tree.trajectories]
+        correct, wrong = "correct" in verdicts, "wrong" in verdicts
+        self.trees += 1
+        self.with_trajectory += bool(verdicts)
+        self.with_correct += correct
+        self.with_wrong += wrong
+        self.with_both += correct and wrong
+        for verdict in verdicts:
+            self.verdicts[verdict] += 1
+        self.unfinished += sum(found.finish_reason == "length" for found in tree.trajectories)
+        self.nodes += len(tree.nodes)
+        self.depth += sum(len(found.node_ids) for found in tree.trajectories)
+        self.rounds += tree.rounds
+        self.prompt_tokens += tree.prompt_tokens
+        self.generated_tokens += tree.generated_tokens
+
+    def figures(self) -> dict[str, Any]:
+        trajectories = sum(self.verdicts.values())
+        decided = self.verdicts["correct"] + self.verdicts["wrong"]
+        return {
+            "trajectories": trajectories,
+            **self.verdicts,
+            "unfinished": self.unfinished,
+            "with_wrong": self.with_wrong,
+            "pass_rate": _ratio(self.verdicts["correct"], decided),
+            "mean_depth": _ratio(self.depth, trajectories),
+            "mean_nodes": _ratio(self.nodes, self.trees),
+            "mean_rounds": _ratio(self.rounds, self.trees),
+            "tokens_per_correct": _ratio(self.generated_tokens, self.verdicts["correct"]),
+        }
+
+
+def _finish(stage: StageRun, units: Sequence[Unit], done: UnitsReport, resumed: set[str]) -> None:
+    finished = [unit for unit in units if unit.key in done.summaries]
+    totals = _Totals()
+    rows = stage.write_rows(totals.watch(read_unit(stage.store, unit.key) for unit in finished))
+    figures = totals.figures()
+    if done.failed:
+        figures["failed"] = [unit.payload["problem"]["id"] for unit in units if unit.key in done.failed]
+    summaries = [done.summaries[unit.key] for unit in finished]
+    engines = sorted({summary["engine"] for summary in summaries})
+    stage.finish(
+        rows,
+        timing=_timing(done, [done.summaries[unit.key] for unit in finished if unit.key not in resumed]),
+        model={**(summaries[0]["model"] if summaries else {}), "engine": "+".join(engines)},
+        funnel={
+            "problems": len(units),
+            "searched": totals.trees,
+            "with_trajectory": totals.with_trajectory,
+            "with_correct": totals.with_correct,
+            "with_both": totals.with_both,
+        },
+        tokens={"prompt": totals.prompt_tokens, "generated": totals.generated_tokens},
+        figures=figures,
+    )
+    stage.store.remove(SNAPSHOTS)
+
+
+def _timing(done: UnitsReport, new: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Wall-clock facts; rates are over the trees that this run finished, starts of engines included."""
+    prompt, cached, generated = (
+        sum(summary[name] for summary in new) for name in ("prompt_tokens", "cached_tokens", "generated_tokens")
+    )
+    return {
+        "seconds": done.seconds,
+        "resumed": done.resumed,
+        "trees_per_second": _ratio(len(new), done.seconds),
+        "tokens_per_second": _ratio(generated, done.seconds),
+        "generated_tokens": generated,
+        "prompt_tokens": prompt,
+        "cached_tokens": cached,
+        "prefix_hit_rate": _ratio(cached, prompt),
+        "unit_seconds": {key: summary["seconds"] for key, summary in done.summaries.items()},
+    }
+
+
+def _running_note() -> Callable[[dict[str, Any]], str]:
+    """Share of trees with a correct response and tokens a second so far, for the progress line."""
+    start, trees, solved, tokens = time.monotonic(), 0, 0, 0
+
+    def note(summary: dict[str, Any]) -> str:
+        nonlocal trees, solved, tokens
+        trees, solved = trees + 1, solved + bool(summary["correct"])
+        tokens += summary["generated_tokens"]
+        return f"{solved / trees:.0%} solved, {tokens / max(time.monotonic() - start, 1e-9):,.0f} tokens/s"
+
+    return note
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _digest(problems: Sequence[Problem]) -> str:
+    return hashlib.sha256(json.dumps([asdict(item) for item in problems]).encode()).hexdigest()[:16]
