@@ -1,4 +1,4 @@
-"""A random tiny Llama with a byte-level tokenizer, for dry runs and tests: made in a second, the same bytes every time."""
+"""A random tiny Llama with a byte-level tokenizer, for dry runs and tests: the same bytes at every build."""
 
 from __future__ import annotations
 

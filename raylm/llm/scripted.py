@@ -42,7 +42,7 @@ class ScriptedEngine:
         ids = self.tokenizer.encode(prompt, add_special_tokens=False) if isinstance(prompt, str) else list(prompt)
         if len(ids) >= self.context_length:
             raise PromptTooLong(
-                f"the prompt has {len(ids)} tokens and the context {self.context_length}; shorten it or raise engine.context"
+                f"a prompt of {len(ids)} tokens does not fit a context of {self.context_length}; raise engine.context"
             )
         if self.script.fail_after and self._stats.requests >= self.script.fail_after:
             self._closed = f"script.fail_after={self.script.fail_after} requests were answered"
