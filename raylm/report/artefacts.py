@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 from raylm.errors import UserError
 from raylm.progress import format_seconds
 from raylm.records import Row, from_table
 from raylm.storage import MANIFEST, TIMING, Manifest, Store
+
+Item = TypeVar("Item")
 
 
 def finished(store: Store) -> Manifest:
@@ -38,6 +40,12 @@ def data_files(store: Store, prefix: str = "data/part-") -> list[str]:
     """Parquet files of an artefact whose names start with `prefix`, in order."""
     names = finished(store).outputs
     return sorted(name for name in names if name.startswith(prefix) and name.endswith(".parquet"))
+
+
+def spread(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most `limit` items at even distances, the first always among them."""
+    count = min(limit, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def find_input(store: Store, digest: str | None) -> Store | None:

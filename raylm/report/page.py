@@ -83,7 +83,10 @@ class Page:
         top = max(counts.values(), default=0) or 1
         stages, previous = [], None
         for name, count in counts.items():
-            share = f"{count / previous:.0%} of the line above" if previous else ""
+            share = ""
+            if previous:
+                ratio = count / previous  # above 1 where the unit changes, as from problems to pairs
+                share = f"{ratio:.0%} of the line above" if ratio <= 1 else f"{ratio:.1f} for each one above"
             stages.append({"name": label(name), "count": f"{count:,}", "width": 100 * count / top, "share": share})
             previous = count
         self.add(block("funnel", stages))

@@ -1,6 +1,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from raylm.report import figures
+from raylm.report.artefacts import spread
 from raylm.report.page import Page, embedded_json, response, steps
 from raylm.storage import Store
 
@@ -139,6 +141,23 @@ def test_funnel_shares_and_widths():
     assert "with pair" in html
     assert "25% of the line above" in html
     assert "width:25.0%" in html
+
+
+def test_a_funnel_that_changes_its_unit_says_how_many_for_each():
+    page = Page("t")
+    page.section("s")
+    page.funnel({"problems": 20, "pairs": 50})
+    assert "2.5 for each one above" in page.render()
+
+
+@given(st.lists(st.integers(), max_size=50), st.integers(1, 60))
+def test_spread_keeps_order_size_and_the_first(items, limit):
+    indices = spread(range(len(items)), limit)
+    assert len(indices) == min(limit, len(items))
+    assert indices == sorted(set(indices))
+    gaps = {b - a for a, b in pairwise([*indices, len(items)])} if indices else {1}
+    assert max(gaps) - min(gaps) <= 1
+    assert not items or indices[0] == 0
 
 
 def test_intervals_share_one_scale_around_zero_when_signed():

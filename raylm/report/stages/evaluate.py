@@ -8,7 +8,7 @@ from typing import Any
 from raylm.evaluation.stats import wilson
 from raylm.records import Judgement
 from raylm.report import figures
-from raylm.report.artefacts import find_input, finished, iterate, made_from, subtitle, timing
+from raylm.report.artefacts import find_input, finished, iterate, made_from, spread, subtitle, timing
 from raylm.report.page import Interval, Page, format_interval, format_p, label, response
 from raylm.storage import Manifest, Store
 
@@ -119,8 +119,7 @@ def _add_answers(page: Page, rows: Sequence[Judgement]) -> None:
         found = [row for row in rows if row.verdict == verdict]
         if not found:
             continue
-        step = max(1, len(found) // EXAMPLES)  # spread over the suites, which follow one another
-        shown = found[::step][:EXAMPLES]
+        shown = spread(found, EXAMPLES)
         page.section(
             f"{verdict.capitalize()} responses", f"{len(shown)} of {len(found)}, spread evenly over the questions."
         )

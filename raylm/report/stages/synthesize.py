@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from raylm.records import Chain, Tree
-from raylm.report.artefacts import find_input, finished, iterate, made_from, subtitle
+from raylm.report.artefacts import find_input, finished, iterate, made_from, spread, subtitle
 from raylm.report.page import Page, block, label, response, steps
 from raylm.storage import Manifest, Store
 
@@ -38,7 +38,7 @@ def build(store: Store, related: dict[str, Store]) -> Page:
 
 def add_examples(page: Page, chains: Sequence[Chain], trees: Store | None, limit: int = EXAMPLES) -> None:
     """Chains spread evenly over the artefact, each beside the anchor and the negative path of its pair."""
-    shown = list(chains[:: max(1, len(chains) // limit)][:limit])
+    shown = spread(chains, limit)
     page.section(
         "Chains",
         f"{len(shown)} of {len(chains)}, spread evenly. Grey steps are shared by anchor and negative; the pivot is "
