@@ -125,14 +125,10 @@ class Installer:
         if self.venv.exists() and not beside.exists():
             raise Stop(f"{self.venv} was not made by this script: remove it, or pass --venv PATH")
         self.lock = lock = beside.open("a")
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        self.take(lock, fcntl.LOCK_SH)
         if self.missing():
             fcntl.flock(lock, fcntl.LOCK_UN)  # two that hold it shared would wait for each other
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another run in {self.venv}", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            self.take(lock, fcntl.LOCK_EX)
             todo = self.missing()
             if "environment" in todo:
                 check_machine(self.venv)
@@ -143,6 +139,14 @@ class Installer:
                 print(f" {time.monotonic() - start:.0f} s", flush=True)
             fcntl.flock(lock, fcntl.LOCK_SH)
         os.set_inheritable(lock.fileno(), True)
+
+    def take(self, lock: IO[str], kind: int) -> None:
+        """Take the lock, and say so when that has to wait."""
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another run in {self.venv} ...", flush=True)
+            fcntl.flock(lock, kind)
 
     def do(self, name: str) -> None:
         """Run one step, then stamp it."""

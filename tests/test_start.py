@@ -181,8 +181,11 @@ def call(self, *command):
 start.Installer.call = call
 start.Installer(pathlib.Path({str(tmp_path / "env")!r}), []).prepare()
 """
-    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) for _ in range(3)]
-    assert [run.wait(60) for run in runs] == [0, 0, 0]
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    output = [run.communicate(timeout=60)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert sum("[1/" in text for text in output) == 1
     assert (tmp_path / "env" / "calls").read_text().count("call") == 7
 
 
