@@ -31,7 +31,7 @@ LOCKS = ROOT / "cluster" / "requirements"
 UV = "uv==0.13.9"
 DISK_GB = 4
 STAMP = "raylm-stamp.json"
-PIP = ("python", "-m", "pip", "install", "--no-input", "--retries", "8")
+PIP = ("python", "-m", "pip", "install", "--no-input")
 CHECKS = ("ruff check .", "ruff format --check .", "mypy", "pytest")
 REMEDIES = {
     r"No space left|Disk quota": "the disk is full: free some space",
@@ -102,7 +102,7 @@ class Installer:
         self.steps["raylm"] = (f"{ROOT} {key_of(project)}", [(*PIP, "--no-deps", "--no-build-isolation", "-e", ROOT)])
         model = ("python", "-m", "raylm.llm.models", "smollm2-135m-instruct")
         self.steps["model"] = (os.environ.get("RAYLM_CACHE", ""), [model])
-        if warm:
+        if warm and (ROOT / "raylm" / "train" / "warm.py").exists():
             self.steps["compiled operators"] = (base, [("python", "-m", "raylm.train.warm")])
 
     def stamp(self) -> dict[str, str]:
@@ -179,7 +179,7 @@ class Installer:
             output = log.read().decode(errors="replace").strip()
         if code:
             remedy = next((text for pattern, text in REMEDIES.items() if re.search(pattern, output)), "see the log")
-            tail = "\n    ".join(output.splitlines()[-12:])
+            tail = "\n    ".join(line[:200] for line in output.splitlines()[-8:])
             raise Stop(f"{' '.join(words[:4])} ... failed:\n    {tail}\n  {remedy} (log: {self.log})")
 
 
