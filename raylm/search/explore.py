@@ -44,8 +44,9 @@ def run(config: ExploreConfig) -> Manifest:
     """
     from raylm import report
     from raylm.llm import models
+    from raylm.tasks.sources import load_problems
 
-    problems = load(config)
+    problems = load_problems(config.problems)
     model = models.resolve(config.engine.model, config.engine.revision, config.engine.trust_remote_code)
     stage = StageRun("explore", config, config.out, {"problems": _digest(problems), "model": model.ref.revision})
     if stage.finished is None:
@@ -78,13 +79,13 @@ class ExploreWorker:
         self.verifier: VerifierPool | None = None
 
     async def start(self) -> None:
-        """Load the model and start the verifier's processes."""
+        """Load the model, and make the verifier unless an earlier start did."""
         from raylm.llm import engine
         from raylm.tasks.verify import VerifierPool
 
         compute = self.config.compute
         self.engine = await engine.build(self.config.engine, cpus=compute.cpus, gpus=compute.gpus)
-        self.verifier = VerifierPool(self.config.verifier)
+        self.verifier = self.verifier or VerifierPool(self.config.verifier)
 
     async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
         """Grow one tree, from its snapshot when an earlier attempt left one."""
@@ -118,35 +119,10 @@ class ExploreWorker:
         return to_table(Tree, [tree]), summary
 
     async def close(self) -> None:
-        """Free the model and end the verifier's processes."""
+        """Free the model. The verifier stays: other trees may be waiting for verdicts, which must not change."""
         engine, self.engine = self.engine, None
-        verifier, self.verifier = self.verifier, None
-        if verifier is not None:
-            verifier.close()
         if engine is not None:
             await engine.close()
-
-
-def load(config: ExploreConfig) -> list[Problem]:
-    """The problems of all sources.
-
-    Raises:
-        UserError: a source cannot be read, there are no problems, or an id is used twice.
-    """
-    from raylm.tasks.sources import load_problems
-
-    problems = load_problems(config.problems)
-    if not problems:
-        raise UserError("problems: the sources hold no problems; check limit, offset and split")
-    seen: dict[str, Problem] = {}
-    for problem in problems:
-        if problem.id in seen:
-            raise UserError(
-                f"problems: id {problem.id!r} is used twice (tasks {seen[problem.id].task} and {problem.task}); "
-                "give the sources other names, seeds or id fields"
-            )
-        seen[problem.id] = problem
-    return problems
 
 
 def check_prompts(config: ExploreConfig, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> None:
