@@ -14,8 +14,8 @@ class EvaluateConfig(Config):
 
     out: str = runtime("runs/evaluate")
     """Directory of the artefact."""
-    model: str = ""
-    """Model directory or name, as in engine.model; empty takes engine.model."""
+    model: str = runtime("")
+    """Model directory or name, as in engine.model; empty takes engine.model. What counts is its content."""
     suites: dict[str, tuple[SourceConfig, ...]] = Field(default_factory=dict)
     """Sources of the problems by the name of their suite, for instance in_domain and out_of_domain."""
     prompt: PromptConfig = PromptConfig()

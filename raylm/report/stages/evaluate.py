@@ -154,7 +154,7 @@ def _tiles(store: Store, manifest: Manifest, comparison: dict[str, Any]) -> list
     rate = times.get("questions_per_second")
     tiles.append(("generated tokens", f"{manifest.tokens.get('generated', 0):,}", ""))
     if rate:
-        tiles.append(("questions a second", f"{rate:.2f}", f"engine {times.get('engine', '')}"))
+        tiles.append(("questions a second", f"{rate:.2f}", f"engine {manifest.model.get('engine', '')}"))
     return tiles
 
 
