@@ -172,9 +172,10 @@ class Installer:
             config = dict(re.findall(r"(?m)^\S+\.(index-url|cert)='(.*)'$", listed))
             handed = {"UV_DEFAULT_INDEX": config.get("index-url", ""), "SSL_CERT_FILE": config.get("cert", "")}
             environment = {**{name: value for name, value in handed.items() if value}, **environment}
-        program = shutil.which(words[0], path=environment["PATH"]) or words[0]
+        held = [self.lock.fileno()] if self.lock else []  # a child that outlives this script keeps the lock
         with self.log.open("wb+") as log:
-            code = subprocess.call([program, *words[1:]], stdout=log, stderr=log, env=environment, cwd=ROOT)
+            words[0] = shutil.which(words[0], path=environment["PATH"]) or words[0]
+            code = subprocess.call(words, stdout=log, stderr=log, env=environment, cwd=ROOT, pass_fds=held)
             log.seek(0)
             output = log.read().decode(errors="replace").strip()
         if code:

@@ -191,6 +191,23 @@ start.Installer(pathlib.Path({str(tmp_path / "env")!r}), []).prepare()
     assert (tmp_path / "env" / "calls").read_text().count("call") == 7
 
 
+def test_a_child_that_outlives_the_script_keeps_the_lock(start, checkout, tmp_path):
+    installer = start.Installer(tmp_path / "env", [])
+    ready, go = tmp_path / "ready", tmp_path / "go"
+    installer.lock = (tmp_path / "env.lock").open("a")
+    fcntl.flock(installer.lock, fcntl.LOCK_EX)
+    wait = f"import os, time; open({str(ready)!r}, 'w')\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    installer.call(
+        "sh", "-c", f'"$0" -c "$1" >/dev/null 2>&1 & while [ ! -e "{ready}" ]; do :; done', sys.executable, wait
+    )
+    installer.lock.close()
+    with (tmp_path / "env.lock").open() as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        go.touch()
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+
 def test_killed_during_the_packages_then_run_again(checkout, tmp_path, make):
     make()
     stamp = tmp_path / "env" / "raylm-stamp.json"
