@@ -5,6 +5,7 @@ A stage owns one directory:
     manifest.json    written last; its presence means that the artefact is complete
     started.json     the identity of the run that owns the directory
     parts/           one file a unit of work, each committed atomically (removed once merged)
+    snapshots/       unfinished units of stages that can go on from within one (removed once committed)
     data/            the finished rows, Parquet
     timing.json      wall-clock facts; everything else is a function of config, inputs and seeds
     report.html

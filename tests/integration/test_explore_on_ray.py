@@ -150,7 +150,7 @@ def test_a_killed_job_goes_on_from_the_snapshots(reference, tmp_path):
         strike(out, lambda: [job.pid, *(child.pid for child in job.children(recursive=True))], total // 2)
         job.wait()
         assert not Store(str(out)).exists("manifest.json")
-        assert Store(str(out)).names("snapshots")
+        assert 1 <= len(Store(str(out)).names("snapshots")) <= 4  # of the trees in flight, no longer of finished ones
         done = subprocess.run(command, stdout=log, stderr=log, check=False, timeout=240)
     assert done.returncode == 0, (tmp_path / "log").read_text()
     repeats = repeats_by_tree(out)

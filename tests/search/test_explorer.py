@@ -209,14 +209,16 @@ def test_the_order_of_answers_does_not_change_a_tree(tokenizer, seed, leaves, st
 def test_a_tree_from_a_snapshot_is_the_tree_itself_and_repeats_no_round(tokenizer, cut):
     settings = config(rounds=5, leaves=2, samples=2, enough_good=0)
     whole, recorder = grow_one(tokenizer, settings)
-    saved = []
+    saved, growths = [], []
 
     async def save(growth):
         saved.append(json.dumps(growth.snapshot()))
+        growths.append(growth)
 
     with pytest.raises(EngineDied, match="planned"):
         grow_one(tokenizer, settings, engine=Recorder(scripted(tokenizer), die_at=2 * cut), on_round=save)
     assert len(saved) == cut
+    assert not growths[-1].tree.column("in_flight").any()  # virtual losses are returned when a round fails
     again, resumed = grow_one(tokenizer, settings, snapshot=json.loads(saved[-1]))
     assert asdict(again) == asdict(whole)
     assert resumed.requests == recorder.requests[2 * cut :]
