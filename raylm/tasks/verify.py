@@ -1,201 +1,305 @@
-"""Is this response right? Checks that may hang or crash run in processes that are killed and replaced.
+"""Checking responses where a check may hang, crash or eat memory: in processes that are killed and replaced.
 
-A verdict is `correct`, `wrong`, or `unverifiable`: the check itself failed. Failing checks cost one verdict each.
+A verdict is `correct`, `wrong`, or `unverifiable`: the check itself failed. A failing check costs one verdict and
+touches no other. The processes die with their parent, however it ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
 import json
+import multiprocessing
 import os
+import queue
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import tempfile
+import threading
+import weakref
+from multiprocessing.connection import Connection
 from typing import Any
 
 from raylm.errors import UserError
 from raylm.records import Problem, Verdict
-from raylm.tasks.answers import extract_answer, parse_number
+from raylm.tasks.answers import extract_answer
+from raylm.tasks.checkers import CHECKERS, check, check_exact, check_number, look, resolve
 from raylm.tasks.config import VerifierConfig
 
-_START_TIMEOUT = 120.0  # seconds for a check's libraries to be imported on a busy machine
-_REMEMBERED = 65536
+__all__ = ["CHECKERS", "Verification", "VerifierPool", "check", "try_checker"]
+
+_START_TIMEOUT = 120.0
+"""Seconds for a process to start, and for a check's libraries to be imported, on a busy machine."""
+_REMEMBERED = 16384
+"""Verdicts that a pool keeps."""
+_PROBLEM_FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
+
+Outcome = tuple[Verdict, str]
+"""A verdict, and the reason of an `unverifiable` one."""
+_Job = tuple["concurrent.futures.Future[Outcome]", str, Problem, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Verification:
     """What a check said of one response."""
 
     answer: str
-    """The extracted answer."""
+    """The extracted answer, empty when there was none."""
     verdict: Verdict
     reason: str = ""
     """Why a verdict is `unverifiable`."""
 
 
-def check_number(answer: str, problem: Problem) -> bool:
-    """Equal as numbers. The gold may carry a worked solution before `####`."""
-    gold = parse_number(problem.answer.rpartition("####")[2])
-    if gold is None:
-        raise UserError(
-            f"problem {problem.id}: its answer {problem.answer!r} is no number; choose checker math or exact"
-        )
-    return parse_number(answer) == gold
-
-
-def check_exact(answer: str, problem: Problem) -> bool:
-    """Equal as text, case and spacing aside."""
-    return _plain(answer) == _plain(problem.answer)
-
-
-def check_math(answer: str, problem: Problem) -> bool:
-    """Equal as mathematics, by math-verify. May hang: run it in a process."""
-    from math_verify import parse, verify
-
-    # Its own time limits need the main thread's SIGALRM; the pool kills the process instead.
-    gold = parse(f"${problem.answer.rpartition('####')[2].strip()}$", parsing_timeout=None)
-    return bool(verify(gold, parse(f"${answer}$", parsing_timeout=None), timeout_seconds=None))
-
-
-def check_task(answer: str, problem: Problem) -> bool:
-    """Full score by the reasoning-gym task that made the problem."""
-    import reasoning_gym
-
-    stored = json.loads(problem.metadata_json)
-    return bool(reasoning_gym.get_score_answer_fn(stored["task"])(answer, stored["entry"]) == 1.0)
-
-
-CHECKERS: dict[str, Callable[[str, Problem], bool]] = {
-    "number": check_number,
-    "exact": check_exact,
-    "math": check_math,
-    "task": check_task,
-}
-_BOUNDED = ("number", "exact")
-"""Checks that cannot hang; they run in the caller's process."""
-
-
-def shortcut(answer: str, problem: Problem) -> bool | None:
-    """The verdict where it is plain without the full check, None where it is not."""
-    if not answer:
-        return False
-    if _plain(answer) == _plain(problem.answer):
-        return True
-    if problem.checker == "math":
-        numbers = parse_number(answer), parse_number(problem.answer.rpartition("####")[2])
-        if all(number is not None for number in numbers) and _is_plain(answer) and _is_plain(problem.answer):
-            return numbers[0] == numbers[1]
-    return None
-
-
 class VerifierPool:
-    """Checks responses; risky checks go to `config.workers` processes."""
+    """Checks responses from any event loop or thread; risky checks go to `config.workers` processes.
+
+    Checks that cannot hang (numbers, text, and mathematics where a look is enough) run in the caller's process. The
+    others start a process when the first one comes.
+    """
 
     def __init__(self, config: VerifierConfig) -> None:
         self.config = config
-        self._idle: list[_Process] = [_Process() for _ in range(config.workers)]
-        self._free = asyncio.Semaphore(config.workers)
-        self._memory: collections.OrderedDict[tuple[str, str, str], tuple[Verdict, str]] = collections.OrderedDict()
-        self._closed = False
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._processes = [CheckProcess(config) for _ in range(config.workers)]
+        self._threads: list[threading.Thread] = []
+        self._memory: collections.OrderedDict[bytes, concurrent.futures.Future[Outcome]] = collections.OrderedDict()
+        self._lock = threading.Lock()
+        self._end = weakref.finalize(self, _end, self._jobs, self._processes)
 
     async def verify(self, problem: Problem, response: str) -> Verification:
         """Extract the answer of a response and check it.
 
         Raises:
-            UserError: the problem's checker is unknown, or its gold answer does not fit the checker.
+            UserError: the checker is unknown, cannot be imported, or does not fit the problem.
+            RuntimeError: the pool is closed, or a process could not be started.
         """
-        if problem.checker not in CHECKERS:
-            raise UserError(f"problem {problem.id}: unknown checker {problem.checker!r}; known: {', '.join(CHECKERS)}")
-        answer = extract_answer(response)
-        if problem.checker in _BOUNDED:
-            right: bool | None = bool(answer) and CHECKERS[problem.checker](answer, problem)
-        else:
-            right = shortcut(answer, problem)
+        name, answer = resolve(problem), extract_answer(response)
+        right = _in_caller(name, answer, problem)
         if right is not None:
             return Verification(answer, "correct" if right else "wrong")
-        key = (problem.id, problem.answer, answer)
-        if key not in self._memory:
-            self._memory[key] = await self._in_process(problem, answer)
-            if len(self._memory) > _REMEMBERED:
-                self._memory.popitem(last=False)
-        return Verification(answer, *self._memory[key])
+        future = self._submit(name, problem, response if ":" in name else answer)
+        # Shielded: who cancels one request must not take the verdict from others that wait for the same.
+        return Verification(answer, *await asyncio.shield(asyncio.wrap_future(future)))
 
     def close(self) -> None:
-        """End the processes."""
-        self._closed = True
-        for process in self._idle:
-            process.kill()
+        """End the processes. Checks that still wait raise RuntimeError."""
+        self._end()
+        for thread in self._threads:
+            thread.join()
 
-    async def _in_process(self, problem: Problem, answer: str) -> tuple[Verdict, str]:
-        async with self._free:
-            process = self._idle.pop()
-            try:
-                return await process.check(problem, answer, self.config.timeout)
-            finally:
-                self._idle.append(process)
-                if self._closed:
-                    process.kill()
+    def _submit(self, name: str, problem: Problem, text: str) -> concurrent.futures.Future[Outcome]:
+        key = _key(name, problem, text)
+        with self._lock:
+            if not self._end.alive:
+                raise RuntimeError("the verifier pool is closed")
+            future = self._memory.get(key)
+            if future is not None and not (future.done() and future.exception()):
+                self._memory.move_to_end(key)
+                return future
+            self._memory[key] = future = concurrent.futures.Future()
+            if len(self._memory) > _REMEMBERED:
+                self._memory.popitem(last=False)
+            if not self._threads:
+                self._threads = [
+                    threading.Thread(target=_serve, args=(self._jobs, process), daemon=True, name="raylm-verifier")
+                    for process in self._processes
+                ]
+                for thread in self._threads:
+                    thread.start()
+            self._jobs.put((future, name, problem, text))
+        return future
 
 
-class _Process:
-    """One child that checks answers, started when needed and replaced after every failure."""
+class CheckProcess:
+    """One child that checks answers, started when needed and replaced after every failure; for one thread at a time."""
 
-    def __init__(self) -> None:
-        self.child: asyncio.subprocess.Process | None = None
-        self.loaded: set[str] = set()
+    def __init__(self, config: VerifierConfig) -> None:
+        self.config = config
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self._loaded: set[str] = set()
+        self._closed = False
+        self._lock = threading.Lock()
 
-    async def check(self, problem: Problem, answer: str, timeout: float) -> tuple[Verdict, str]:
-        done = False
+    def load(self, name: str) -> None:
+        """Start the process if need be, and import what a checker needs.
+
+        Raises:
+            UserError: it cannot be imported.
+            RuntimeError: the process did not start.
+        """
+        if self._pipe is None:
+            self._start()
+        if name in self._loaded:
+            return
         try:
-            if problem.checker not in self.loaded:
-                await asyncio.wait_for(self._ask({"load": problem.checker}), _START_TIMEOUT)
-                self.loaded.add(problem.checker)
-            reply = await asyncio.wait_for(self._ask({"problem": asdict(problem), "answer": answer}), timeout)
-            done = True
-        except asyncio.TimeoutError:
-            return "unverifiable", f"the check took longer than {timeout} s"
-        except (ConnectionError, EOFError):
-            code = await self.child.wait() if self.child else None
-            return "unverifiable", f"the check's process died (exit code {code})"
-        finally:
-            if not done:  # also when the awaiting task was cancelled: the child is in the middle of something
-                self.kill()
-        return reply["verdict"], reply["reason"]
+            reply = self._ask({"load": name}, _START_TIMEOUT)
+        except (EOFError, OSError, TimeoutError) as error:
+            how = f"took more than {_START_TIMEOUT:.0f} s" if isinstance(error, TimeoutError) else self._death()
+            self.kill()
+            self._refuse_closed()
+            raise UserError(f"checker {name} cannot be loaded: the import {how}") from None
+        if "error" in reply:
+            raise UserError(reply["error"])
+        if "unverifiable" in reply:
+            raise UserError(f"checker {name} cannot be loaded: {reply['unverifiable']}")
+        self._loaded.add(name)
+
+    def check(self, name: str, problem: Problem, text: str) -> Outcome:
+        """Check one text with a resolved checker.
+
+        Raises:
+            UserError: the checker cannot be loaded, or does not fit the problem.
+            RuntimeError: the process did not start, or was closed.
+        """
+        self.load(name)
+        fields = {field: getattr(problem, field) for field in _PROBLEM_FIELDS}
+        try:
+            reply = self._ask({"checker": name, "text": text, "problem": fields}, self.config.timeout)
+        except TimeoutError:
+            self.kill()
+            return "unverifiable", f"the check took longer than {self.config.timeout:g} s"
+        except (EOFError, OSError):
+            death = self._death()
+            self.kill()
+            self._refuse_closed()
+            return "unverifiable", f"the check {death}"
+        if reply.get("spent"):
+            self.kill()
+        if "error" in reply:
+            raise UserError(reply["error"])
+        if "unverifiable" in reply:
+            return "unverifiable", reply["unverifiable"]
+        return ("correct" if reply["right"] else "wrong"), ""
+
+    def close(self) -> None:
+        """End the process for good; a check in progress raises RuntimeError. Safe from any thread."""
+        with self._lock:
+            self._closed = True
+            if self._child is not None:
+                _kill_group(self._child)
 
     def kill(self) -> None:
-        """End the child; the next check starts another."""
-        if self.child is not None and self.child.returncode is None:
-            self.child.kill()
-        self.child, self.loaded = None, set()
+        """End the process; the next check starts another."""
+        with self._lock:
+            if self._child is not None:
+                _kill_group(self._child)
+            if self._pipe is not None:
+                self._pipe.close()
+            self._child, self._pipe, self._loaded = None, None, set()
 
-    async def _ask(self, message: dict[str, Any]) -> Any:
-        if self.child is None:
-            pipe = asyncio.subprocess.PIPE
-            self.child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "raylm.tasks.checker",
-                stdin=pipe,
-                stdout=pipe,
-                stderr=asyncio.subprocess.DEVNULL,
-                limit=1 << 24,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-        assert self.child.stdin is not None
-        assert self.child.stdout is not None
-        self.child.stdin.write(json.dumps(message).encode() + b"\n")
-        await self.child.stdin.drain()
-        line = await self.child.stdout.readline()
-        if not line:
-            raise EOFError
-        return json.loads(line)
+    def _start(self) -> None:
+        ours, theirs = multiprocessing.Pipe()
+        arguments = (theirs.fileno(), os.getpid(), int(self.config.memory * 2**30))
+        path = os.pathsep.join(filter(None, sys.path))  # Ray workers find raylm and the user's modules there
+        with tempfile.TemporaryFile() as errors, theirs:
+            with self._lock:
+                self._refuse_closed()
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", "raylm.tasks.child", *map(str, arguments)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # so that what a check starts is killed with it
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+                )
+                self._pipe = ours
+            theirs.close()
+            try:
+                self._receive(_START_TIMEOUT)
+            except (EOFError, OSError, TimeoutError):
+                self.kill()
+                self._refuse_closed()
+                errors.seek(0)
+                said = errors.read().decode(errors="replace").strip()[-2000:]
+                raise RuntimeError(f"a verifier process did not start: {said or 'it said nothing'}") from None
+
+    def _ask(self, message: dict[str, Any], timeout: float) -> dict[str, Any]:
+        assert self._pipe is not None
+        self._pipe.send_bytes(json.dumps(message).encode())
+        return self._receive(timeout)
+
+    def _receive(self, timeout: float) -> dict[str, Any]:
+        assert self._pipe is not None
+        if not self._pipe.poll(timeout):
+            raise TimeoutError
+        return dict(json.loads(self._pipe.recv_bytes()))
+
+    def _death(self) -> str:
+        assert self._child is not None
+        try:
+            code = self._child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "closed its pipe"
+        return f"died by {signal.Signals(-code).name}" if code < 0 else f"ended its process with exit code {code}"
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("the verifier pool is closed")
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+def try_checker(problem: Problem) -> None:
+    """Import the checker of a problem in a process, before expensive work relies on it.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    process = CheckProcess(VerifierConfig())
+    try:
+        process.load(resolve(problem))
+    finally:
+        process.kill()
 
 
-def _is_plain(text: str) -> bool:
-    """Whether a text is a number and nothing else that mathematics could read differently."""
-    return all(sign in "0123456789.,-$% " for sign in text.rpartition("####")[2])
+def _in_caller(name: str, answer: str, problem: Problem) -> bool | None:
+    """The result of a check that is bounded, None where a process is needed."""
+    if ":" in name:
+        return None
+    if not answer:
+        return False
+    if name == "number":
+        return check_number(answer, problem)
+    if name == "exact":
+        return check_exact(answer, problem)
+    return look(answer, problem) if name == "math" else None
+
+
+def _key(name: str, problem: Problem, text: str) -> bytes:
+    """Equal for checks that must agree: a task's or the user's own checker may look at the whole problem."""
+    parts = [name, problem.answer, text]
+    if name != "math":
+        parts += [problem.id, problem.question, problem.metadata_json]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+
+
+def _serve(jobs: queue.SimpleQueue[_Job | None], process: CheckProcess) -> None:
+    """Run jobs in one process until there is None. The thread holds no pool, so that a forgotten pool can end."""
+    while (job := jobs.get()) is not None:
+        future, name, problem, text = job
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(process.check(name, problem, text))
+        except BaseException as error:  # who waits for the verdict gets it
+            future.set_exception(error)
+        del job, future
+    process.kill()
+
+
+def _end(jobs: queue.SimpleQueue[_Job | None], processes: list[CheckProcess]) -> None:
+    for process in processes:
+        process.close()
+    for _ in processes:
+        jobs.put(None)
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
