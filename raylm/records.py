@@ -94,6 +94,8 @@ class Tree:
     """Prompt tokens over all requests, those that a prefix cache spared included. How many were spared depends on
     what else was in flight, so it stands with the timings and not here."""
     generated_tokens: int
+    metadata_json: str = "{}"
+    """The problem's, which its checker may need."""
 
 
 @dataclass(frozen=True, slots=True)

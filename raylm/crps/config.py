@@ -52,6 +52,11 @@ class SynthesizeConfig(Config):
     """Who finds pivots and failure modes: structural reads them off the tree."""
     synthesizer: Literal["structural"] = "structural"
     """Who writes the chain: structural grafts the best continuation onto the shared prefix."""
+    pitfall: Literal["none", "check", "full"] = "check"
+    """What a chain says at the pivot where the bad path miscalculated: nothing, a check by the inverse operation, or
+    the result to avoid."""
+    without_pair: Literal["best_path", "skip"] = "best_path"
+    """What becomes of a problem with correct paths and nothing to contrast them with: its best path, or nothing."""
     prompt: PromptConfig = PromptConfig()
     """The chat that a chain's question is put in; must be the one that the tuned model will be asked with."""
     pairs: PairConfig = PairConfig()

@@ -57,8 +57,8 @@ class PipelineConfig(Config):
         if isinstance(data, dict):
             for section, names in WIRED.items():
                 given = data.get(section)
-                for name in names if isinstance(given, dict) else ():
-                    if name in given:
+                for name in names:
+                    if isinstance(given, dict) and name in given:
                         raise ValueError(f"{section}.{name} is set by the pipeline; remove it")
         return data
 

@@ -57,8 +57,7 @@ def check(config: PipelineConfig) -> None:
         UserError: a source cannot be read, a model cannot be loaded, or a training question is an evaluation question.
     """
     from raylm.llm import models
-    from raylm.tasks.sources import load_problems
-    from raylm.tasks.verify import overlap
+    from raylm.tasks.sources import load_problems, overlap
 
     for engine in filter(None, (config.engine, config.explorer)):
         models.resolve(engine.model, engine.revision, engine.trust_remote_code)

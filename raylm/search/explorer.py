@@ -234,4 +234,5 @@ def _record(growth: Growth, problem: Problem, engine: Engine, config: ExploreCon
         trajectories=list(growth.trajectories.values()),
         prompt_tokens=growth.prompt_tokens,
         generated_tokens=growth.generated_tokens,
+        metadata_json=problem.metadata_json,
     )
