@@ -77,7 +77,10 @@ def load(config_class: type[ConfigT], args: Sequence[str] = ()) -> ConfigT:
     for arg in args:
         if "=" in arg:
             key, text = arg.split("=", 1)
-            _set(data, key.strip(), _parse(text, f"the value of {key.strip()}"), config_class)
+            value = _parse(text, f"the value of {key.strip()}")
+            if isinstance(value, dict) and not text.lstrip().startswith("{"):
+                value = text  # a sentence with a colon in it, not a mapping
+            _set(data, key.strip(), value, config_class)
         else:
             _merge(data, _read_yaml(arg))
     return build(config_class, data)

@@ -40,6 +40,11 @@ def test_later_files_and_overrides_win(tmp_path):
     assert loaded.rate == 1e-3
 
 
+def test_a_sentence_with_a_colon_is_text():
+    assert config.load(Outer, ["name=write Answer: N"]).name == "write Answer: N"
+    assert config.load(Outer, ["inner={width: 4}"]).inner.width == 4
+
+
 def test_lists_of_configs_come_from_yaml_flow():
     assert config.load(Outer, ["items=[{width: 1}, {width: 2}]"]).items == (Inner(width=1), Inner(width=2))
 

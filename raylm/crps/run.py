@@ -46,7 +46,7 @@ def run(config: SynthesizeConfig) -> Manifest:
         _refuse_overlap(trees, config)
         starts = range(0, len(trees), TREES_PER_UNIT)
         units = [Unit(unit_key("synthesize", start), {"start": start}) for start in starts]
-        compute = ComputeConfig(min_workers=1, max_workers=config.parallelism, cpus=1, in_flight=2)
+        compute = ComputeConfig(min_workers=1, max_workers=config.parallelism, cpus=1, in_flight=4)
         done = run_units(
             units,
             SynthesizeWorker,
