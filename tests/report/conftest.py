@@ -138,7 +138,7 @@ def synthesize_store(tmp_path, explore_store):
         timing={"seconds": 1.5},
         funnel={"pairs": 40, "verified": 30, "selected": len(chains)},
         tokens={"generated": 0},
-        figures={"dropped": {"near_duplicate": 7, "wrong_answer": 3}},
+        figures={"dropped": {"dropped_near_duplicate": 7, "dropped_wrong": 3}},
     )
     return stage.store
 

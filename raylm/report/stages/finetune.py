@@ -25,8 +25,9 @@ def build(store: Store, related: dict[str, Store]) -> Page:
     if manifest.funnel:
         page.funnel(manifest.funnel)
     add_training(page, store)
-    page.section("Figures")
-    page.table(("what", "value"), [(label(name), _short(value)) for name, value in manifest.figures.items()])
+    if manifest.figures:
+        page.section("Figures")
+        page.table(("what", "value"), [(label(name), _short(value)) for name, value in manifest.figures.items()])
     page.section("Made from")
     page.table(("what", "value"), made_from(manifest))
     return page

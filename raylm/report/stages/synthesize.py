@@ -78,15 +78,22 @@ def _path(title: str, ids: list[int], chain: Chain, tree: Tree) -> Markup:
 
 
 def _critique(text: str) -> list[tuple[str, str]]:
-    """A critique as (name, text) lines; whatever is nested stays JSON."""
+    """A critique as (name, text) pairs, without what is empty."""
     found = json.loads(text) if text else {}
     if not isinstance(found, dict):
         return [("critique", text)]
-    return [
-        (label(name), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-        for name, value in found.items()
-        if value not in ("", None, [], {})
-    ]
+    return [(label(name), _plain(value)) for name, value in found.items() if value not in ("", None, [], {})]
+
+
+def _plain(value: Any) -> str:
+    """A value of a critique as lines: one an item of a list, `key: value` for what has keys."""
+    if isinstance(value, list):
+        return "\n".join(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return "; ".join(
+            f"{label(str(name))}: {_plain(item)}" for name, item in value.items() if item not in ("", None)
+        )
+    return str(value).strip()
 
 
 def _tiles(manifest: Manifest, chains: Sequence[Chain]) -> list[tuple[str, str, str]]:
@@ -105,7 +112,7 @@ def _add_drops(page: Page, manifest: Manifest) -> None:
     dropped: dict[str, Any] = manifest.figures.get("dropped", {})
     if dropped:
         page.section("Why candidates were dropped", "Each candidate is counted at the first check that it failed.")
-        page.bars({name: int(count) for name, count in dropped.items()})
+        page.bars({name.removeprefix("dropped_"): int(count) for name, count in dropped.items()})
 
 
 def _add_kinds(page: Page, chains: Sequence[Chain]) -> None:
