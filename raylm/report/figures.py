@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Wong's palette: told apart by colour-blind readers, and visible on white and on black.
@@ -88,9 +89,7 @@ def lines(
     if limits is not None:
         axes.set_ylim(*limits)
     if all(float(at).is_integer() for xs, _ in series.values() for at in xs):
-        from matplotlib.ticker import MaxNLocator
-
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _whole_numbers(axes.xaxis)
     if len(series) + (level is not None) > 1:
         axes.legend(frameon=False, fontsize=9)
     return figure
@@ -121,6 +120,8 @@ def histogram(
     edges: Any = bins
     if values and all(float(value).is_integer() for value in values) and max(values) - min(values) < bins:
         edges = [index - 0.5 for index in range(int(min(values)), int(max(values)) + 2)]
+        _whole_numbers(axes.xaxis)
+    _whole_numbers(axes.yaxis)
     axes.hist(
         list(groups.values()),
         bins=edges,
@@ -168,6 +169,13 @@ def _start(title: str, x: str, y: str, height: float = 3.0) -> tuple[Figure, Axe
     for side in axes.spines.values():
         side.set_visible(False)
     return figure, axes
+
+
+def _whole_numbers(axis: Axis) -> None:
+    """Ticks at whole numbers alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
 
 
 def _svg(figure: Figure) -> Markup:
