@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +22,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[st
     Text of the messages is data: a special token spelled out in it is encoded as plain text, so a question cannot
     end its own turn.
     """
-    return _render(tokenizer, messages, open_turn=True)
+    text, hidden = _render(tokenizer, messages, open_turn=True)
+    return _encode(tokenizer, text, hidden)
 
 
 def training_ids(
@@ -37,33 +39,50 @@ def training_ids(
     """
     if not messages or messages[-1]["role"] != "assistant":
         raise UserError("messages must end with the assistant's turn")
-    prompt = prompt_ids(tokenizer, messages[:-1])
-    whole = _render(tokenizer, messages, open_turn=False)
-    if whole[: len(prompt)] != prompt:
+    before, hidden = _render(tokenizer, messages[:-1], open_turn=True)
+    whole, hidden_whole = _render(tokenizer, messages, open_turn=False)
+    if not whole.startswith(before):
         raise UserError("the chat template renders a prompt differently once it is answered; it cannot be trained on")
-    stop = tokenizer.eos_token_id
-    ends = [index for index in range(len(prompt), len(whole)) if whole[index] == stop]
-    if not ends:
+    # Encoded apart, as at generation: no token spans the border of prompt and response.
+    prompt = _encode(tokenizer, before, hidden)
+    response = _encode(tokenizer, whole[len(before) :], hidden_whole)
+    # Some templates end a turn with a control token that is not the end of sequence; the content holds neither.
+    control = {tokenizer.eos_token_id} if tokenizer.eos_token_id in response else set(tokenizer.all_special_ids)
+    end = next((index for index, token in enumerate(response) if token in control), None)
+    if end is None:
         raise UserError(
             f"the chat template never ends the assistant's turn with {tokenizer.eos_token!r}; fix the template"
         )
-    ids = whole[: ends[-1] + 1]
-    return ids, [IGNORE] * len(prompt) + ids[len(prompt) :]
+    response = response[: end + 1]
+    return prompt + response, [IGNORE] * len(prompt) + response
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], open_turn: bool) -> list[int]:
-    special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
-    if not any(token in message["content"] for message in messages for token in special):
-        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=open_turn, tokenize=False)
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], open_turn: bool
+) -> tuple[str, dict[str, str]]:
+    """The template's text, with a stand-in for each content that spells a control token; stand-in to content."""
+    control = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
+    # Only what needs it gets a stand-in: elsewhere tokens may span the border of the template and a message.
+    hidden = {
+        f"MARK{uuid.uuid5(uuid.NAMESPACE_OID, message['content']).hex}END": message["content"]
+        for message in messages
+        if any(token in message["content"] for token in control)
+    }
+    marks = {content: mark for mark, content in hidden.items()}
+    shown = [{**message, "content": marks.get(message["content"], message["content"])} for message in messages]
+    text = tokenizer.apply_chat_template(shown, add_generation_prompt=open_turn, tokenize=False)
+    for message in shown:
+        if message["content"] in hidden and message["content"] not in text:
+            raise UserError(f"the chat template leaves out or rewrites a message of role {message['role']!r}")
+    return text, hidden
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, hidden: Mapping[str, str]) -> list[int]:
+    """Token ids of a rendered text; what the stand-ins hide is encoded without control tokens."""
+    if not hidden:
         return tokenizer.encode(text, add_special_tokens=False)
-    # Render with stand-ins, so that the template's own text and the messages' text can be encoded by different rules.
-    marks = [f"MARK{uuid.uuid5(uuid.NAMESPACE_OID, str(index)).hex}END" for index in range(len(messages))]
-    masked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
-    rest = tokenizer.apply_chat_template(masked, add_generation_prompt=open_turn, tokenize=False)
     ids: list[int] = []
-    for mark, message in zip(marks, messages, strict=True):
-        before, found, rest = rest.partition(mark)
-        ids += tokenizer.encode(before, add_special_tokens=False)
-        if found:
-            ids += tokenizer.encode(message["content"], add_special_tokens=False, split_special_tokens=True)
-    return ids + tokenizer.encode(rest, add_special_tokens=False)
+    for part in re.split("(" + "|".join(hidden) + ")", text):
+        plain = part in hidden
+        ids += tokenizer.encode(hidden.get(part, part), add_special_tokens=False, split_special_tokens=plain)
+    return ids

@@ -8,6 +8,8 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+VERSION = 2
+"""Raised when the bytes that `build` writes change, so that no stale copy is used."""
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -28,7 +30,7 @@ def build(directory: Path) -> None:
     )
     tokenizer.chat_template = TEMPLATE
     shape = LlamaConfig(
-        vocab_size=len(vocab) + (-len(vocab)) % 64,
+        vocab_size=len(vocab),
         hidden_size=64,
         intermediate_size=160,
         num_hidden_layers=2,

