@@ -228,15 +228,26 @@ class StageRun:
             flush()
         return total
 
-    def finish(self, rows: int, *, timing: dict[str, Any] | None = None, **facts: Any) -> Manifest:
+    def finish(
+        self,
+        rows: int,
+        *,
+        timing: dict[str, Any] | None = None,
+        folders: Sequence[str] = ("data",),
+        files: Sequence[str] = (),
+        **facts: Any,
+    ) -> Manifest:
         """Write timing.json and then the manifest, which makes the artefact complete.
 
         Args:
             rows: number of finished rows.
+            folders: folders whose files are the artefact's outputs.
+            files: further output files.
             timing: wall-clock facts (seconds, rates); kept apart because they differ between equal runs.
             facts: `model`, `funnel`, `tokens`, `figures` of the manifest.
         """
-        outputs = {f"data/{name}": self._sha256(f"data/{name}") for name in self.store.names("data")}
+        names = [f"{folder}/{name}" for folder in folders for name in self.store.names(folder)]
+        outputs = {name: self._sha256(name) for name in [*names, *files]}
         manifest = Manifest(
             stage=self.stage,
             config=identity(self.config),

@@ -228,6 +228,7 @@ def _finish(
     rows = stage.write_rows([to_table(Chain, selected)])
     stage.finish(
         rows,
+        files=("chains.jsonl",),
         timing={"seconds": done.seconds, "trees_per_second": len(trees) / done.seconds if done.seconds else 0.0},
         funnel=funnel,
         tokens={"analyst": 0, "synthesizer": 0},

@@ -1,0 +1,167 @@
+"""Training samples from chains, and the order in which a run sees them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raylm.errors import UserError
+from raylm.llm.chat import IGNORE, training_ids
+from raylm.storage import MANIFEST, Store
+from raylm.train.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A tokenized chain."""
+
+    id: str
+    ids: list[int]
+    labels: list[int]
+
+    @property
+    def label_tokens(self) -> int:
+        """Tokens that enter the loss."""
+        return sum(label != IGNORE for label in self.labels)
+
+
+def read_chains(path: str) -> tuple[list[dict[str, Any]], str]:
+    """Rows with `messages` and `id` from an artefact or a JSONL or Parquet file, and a digest of them.
+
+    Raises:
+        UserError: nothing readable is there, or a row is malformed; the message names file and line.
+    """
+    store = Store(path)
+    if store.exists(MANIFEST):
+        manifest = store.manifest()
+        assert manifest is not None
+        rows, places = store.read_data().to_pylist(), path
+        digest = manifest.digest()
+    else:
+        folder, _, name = path.rpartition("/")
+        file = Store(folder or ".")
+        if not file.exists(name):
+            raise UserError(f"chains={path}: neither a finished synthesize artefact nor a JSONL or Parquet file")
+        data = file.read_bytes(name)
+        rows, places = _parse(path, data, file, name), path
+        digest = hashlib.sha256(data).hexdigest()[:16]
+    for number, row in enumerate(rows, start=1):
+        _check(row, f"{places}:{number}")
+        row["id"] = str(row.get("id", number))
+    if not rows:
+        raise UserError(f"chains={path}: no rows")
+    return rows, digest
+
+
+def encode(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig) -> list[Sample]:
+    """Samples with labels on the response and its stop token. Overlong rows are left out and counted by the caller.
+
+    Raises:
+        UserError: too many rows are overlong, or a row has no label at all.
+    """
+    samples: list[Sample] = []
+    overlong: list[Sample] = []
+    for row in rows:
+        ids, labels = training_ids(tokenizer, row["messages"])
+        sample = Sample(row["id"], ids, labels)
+        if not sample.label_tokens:
+            raise UserError(f"chain {row['id']}: no token of its response is trained on")
+        (samples if len(ids) <= config.max_length else overlong).append(sample)
+    if len(overlong) > config.max_overlong_share * len(rows):
+        longest = max(overlong, key=lambda sample: len(sample.ids))
+        raise UserError(
+            f"{len(overlong)} of {len(rows)} chains are longer than max_length={config.max_length} (longest: "
+            f"{longest.id} with {len(longest.ids)} tokens), more than max_overlong_share allows; raise either"
+        )
+    return samples
+
+
+class Plan:
+    """Which samples every optimizer step takes, from the seed alone.
+
+    Epochs are shuffled one by one and laid end to end; the stream is cut into batches of the same size, the last
+    of which may reach into one more epoch. So the position in the data is the step and nothing else.
+    """
+
+    def __init__(self, count: int, config: FinetuneConfig) -> None:
+        self.count, self.batch, self.seed = count, config.batch_size, config.seed
+        wanted = max(1, math.ceil(config.epochs * count / config.batch_size))
+        self.steps = min(wanted, config.max_steps) if config.max_steps else wanted
+
+    def batch_at(self, step: int) -> list[int]:
+        """Sample indices of step `step`, counted from 0."""
+        start = step * self.batch
+        return [self._at(position) for position in range(start, start + self.batch)]
+
+    def epoch_at(self, step: int) -> float:
+        """Passes over the data that are done after step `step`."""
+        return (step + 1) * self.batch / self.count
+
+    def _at(self, position: int) -> int:
+        epoch, place = divmod(position, self.count)
+        return int(self._order(epoch)[place])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._shuffled = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+        return self._shuffled
+
+
+def deal(batch: list[int], samples: list[Sample], rank: int, world: int, micro: int) -> list[list[int]]:
+    """This rank's micro-batches of a global batch: alike in length within one, alike in tokens over ranks."""
+    ordered = sorted(batch, key=lambda index: (-len(samples[index].ids), index))
+    mine = ordered[rank::world]
+    return [mine[start : start + micro] for start in range(0, len(mine), micro)]
+
+
+def collate(samples: list[Sample], padding: int) -> dict[str, torch.Tensor]:
+    """Right-padded tensors ids, mask and labels, each (samples, longest)."""
+    import torch
+
+    width = max(len(sample.ids) for sample in samples)
+    ids = torch.full((len(samples), width), padding)
+    mask = torch.zeros((len(samples), width), dtype=torch.long)
+    labels = torch.full((len(samples), width), IGNORE)
+    for row, sample in enumerate(samples):
+        ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
+        mask[row, : len(sample.ids)] = 1
+        labels[row, : len(sample.ids)] = torch.tensor(sample.labels)
+    return {"ids": ids, "mask": mask, "labels": labels}
+
+
+def _parse(path: str, data: bytes, store: Store, name: str) -> list[dict[str, Any]]:
+    if name.endswith(".parquet"):
+        return store.read_table(name).to_pylist()
+    rows = []
+    for number, line in enumerate((gzip.decompress(data) if name.endswith(".gz") else data).decode().splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); mend or remove the line") from None
+    return rows
+
+
+def _check(row: Any, place: str) -> None:
+    messages = row.get("messages") if isinstance(row, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{place}: no field 'messages' with a list of turns")
+    for turn in messages:
+        if (
+            not isinstance(turn, dict)
+            or not isinstance(turn.get("content"), str)
+            or not isinstance(turn.get("role"), str)
+        ):
+            raise UserError(f"{place}: every message needs a text role and a text content")
+    if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+        raise UserError(f"{place}: the last message must be the assistant's and not empty")

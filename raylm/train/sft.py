@@ -1,0 +1,156 @@
+"""The finetune stage: Ray Train runs the workers, DeepSpeed shards, raylm's loop trains; a model directory results."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from typing import Any
+
+import pyarrow as pa
+
+from raylm.errors import UserError
+from raylm.llm import models
+from raylm.progress import Progress
+from raylm.storage import Manifest, StageRun
+from raylm.train.config import FinetuneConfig
+from raylm.train.data import Plan, encode, read_chains
+from raylm.units import ensure_ray
+
+
+def run(config: FinetuneConfig) -> Manifest:
+    """Fine-tune; a second call with the same config and chains returns at once, an interrupted run goes on.
+
+    Raises:
+        UserError: bad chains, a model that cannot be had, or an out directory of another run.
+    """
+    from raylm import report
+
+    if config.engine == "deepspeed" and config.zero == 3:
+        raise UserError("finetune.zero=3: isolation under ZeRO 3 is not available; use zero=1 or zero=2")
+    rows, digest = read_chains(config.chains)
+    directory = models.resolve(config.model, config.revision, config.trust_remote_code)
+    stage = StageRun("finetune", config, config.out, {"chains": digest, "model": directory.ref.revision})
+    if stage.finished is None:
+        tokenizer = models.load_tokenizer(directory.path, config.trust_remote_code)
+        samples = encode(rows, tokenizer, config)
+        plan = Plan(len(samples), config)
+        seconds = _train(config, stage, str(directory.path), plan.steps)
+        _finish(stage, config, directory, len(rows) - len(samples), seconds)
+    report.for_stage("finetune", stage.store)
+    assert stage.finished is not None
+    return stage.finished
+
+
+def _train(config: FinetuneConfig, stage: StageRun, model_path: str, steps: int) -> float:
+    """Run the Ray Train job with a progress bar; returns its seconds."""
+    import ray
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from raylm.train.worker import train_loop
+
+    ensure_ray()
+    root = os.path.abspath(stage.store.root) if stage.store.local else stage.store.url
+    sink = ray.remote(num_cpus=0)(_Sink).remote()
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"config": config.model_dump(mode="json"), "model": model_path, "root": root, "sink": sink},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker={"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker},
+        ),
+        torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=root,
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, int(config.cpus_per_worker)))}},
+        ),
+    )
+    with Progress("finetune", steps, "steps") as progress:
+        stop = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(sink, progress, stop), daemon=True)
+        watcher.start()
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error) from error
+        finally:
+            stop.set()
+            watcher.join()
+        return progress.elapsed
+
+
+class _Sink:
+    """Where rank 0 reports its steps."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def take(self) -> list[dict[str, Any]]:
+        rows, self.rows = self.rows, []
+        return rows
+
+
+def _watch(sink: Any, progress: Progress, stop: threading.Event) -> None:
+    import ray
+
+    last = 0
+    while True:
+        ended = stop.wait(1.0)
+        for row in ray.get(sink.take.remote()):
+            note = f"loss {row['loss']:.3f}, {row['tokens_per_second']:.0f} tokens/s"
+            progress.advance(max(0, row["step"] - last), note)
+            last = max(last, row["step"])
+        if ended:
+            return
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The worker's own error where it is one that the user can mend."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        seen: BaseException | None = failure
+        while seen is not None:
+            cause = getattr(seen, "cause", None) or seen.__cause__
+            if isinstance(seen, UserError):
+                return UserError(str(getattr(seen, "cause", None) or seen))
+            seen = cause
+    return error
+
+
+def _finish(stage: StageRun, config: FinetuneConfig, directory: models.ModelDir, overlong: int, seconds: float) -> None:
+    store = stage.store
+    log = store.read_json("log.json")
+    store.write_table("data/steps.parquet", pa.Table.from_pylist(log["steps"]))
+    if log["masks"]:
+        rows = [{**row, "layers_json": json.dumps(row["layers"])} for row in log["masks"]]
+        table = pa.Table.from_pylist([{key: row[key] for key in row if key != "layers"} for row in rows])
+        for name in ("jaccard_previous", "jaccard_first"):
+            at = table.column_names.index(name)
+            table = table.set_column(at, name, table.column(name).cast(pa.float64()))
+        store.write_table("data/isolation.parquet", table)
+    tokens = sum(row["total_tokens"] for row in log["steps"])
+    store.remove("train")
+    stage.finish(
+        len(log["steps"]),
+        timing={"seconds": seconds, "tokens_per_second": log["tokens_per_second"], "step_seconds": log["step_seconds"]},
+        model={"name": directory.ref.name, "revision": directory.ref.revision},
+        tokens={"trained": tokens, "labels": sum(row["label_tokens"] for row in log["steps"])},
+        figures={
+            "first_loss": log["steps"][0]["loss"],
+            "last_loss": log["steps"][-1]["loss"],
+            "overlong_chains": overlong,
+            "trainable_parameters": log["trainable_parameters"],
+            "padding_share": log["padding_share"],
+            "export_largest_logit_difference": log["export_largest_logit_difference"],
+        },
+        folders=("data", "model"),
+    )
+    store.remove("log.json")
