@@ -187,6 +187,8 @@ def _stream(
 
     # Small blocks keep every actor busy to the end; large jobs get blocks of many units so that Ray tracks few objects.
     slots = compute.max_workers * compute.in_flight
+    # Ray adds actors once the running ones have a queue; a pool of fixed size needs none.
+    queued = compute.in_flight * (2 if compute.max_workers > compute.min_workers else 1)
     per_block = max(1, len(pending) // (slots * 16))
     items = [{"key": unit.key, "payload": json.dumps(unit.payload)} for unit in pending]
     dataset = ray.data.from_items(items, override_num_blocks=-(-len(items) // per_block))
@@ -202,7 +204,7 @@ def _stream(
         compute=ray.data.ActorPoolStrategy(
             min_size=compute.min_workers,
             max_size=max(compute.min_workers, compute.max_workers),
-            max_tasks_in_flight_per_actor=compute.in_flight,
+            max_tasks_in_flight_per_actor=queued,
             max_concurrent_calls_per_actor=compute.in_flight,
         ),
         num_cpus=compute.cpus,
