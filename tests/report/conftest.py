@@ -158,9 +158,27 @@ def finetune_store(tmp_path):
         "label_tokens": [300 + step % 7 for step in range(count)],
         "total_tokens": [900 + step % 11 for step in range(count)],
     }
-    rows = stage.write_rows([pa.table(steps)])
+    stage.store.write_table("data/steps.parquet", pa.table(steps))
+    tensors = [
+        f"model.layers.{block}.{part}.weight" for block in range(4) for part in ("self_attn.q_proj", "mlp.up_proj")
+    ]
+    masks = {
+        "step": [30, 60, 90],
+        "threshold": [1.0, 2.0, 3.0],
+        "parameters": [1000] * 3,
+        "density": [0.1] * 3,
+        "jaccard_previous": [None, 0.6, 0.7],
+        "jaccard_first": [None, 0.6, 0.5],
+        "entered": [100, 25, 18],
+        "released": [0, 25, 18],
+        "layers_json": [
+            json.dumps({name: 0.05 + 0.01 * place * refresh for place, name in enumerate(tensors)})
+            for refresh in (1, 2, 3)
+        ],
+    }
+    stage.store.write_table("data/isolation.parquet", pa.table(masks))
     timing = {"seconds": 60.0, "tokens_per_second": 1800.0}
-    stage.finish(rows, timing=timing, tokens={"trained": 36_000}, model={"name": "tuned", "revision": "r2"})
+    stage.finish(count, timing=timing, tokens={"trained": 36_000}, model={"name": "tuned", "revision": "r2"})
     return stage.store
 
 

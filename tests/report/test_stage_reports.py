@@ -128,9 +128,21 @@ def test_synthesize_report_without_the_trees_says_so(synthesize_store, tmp_path)
 def test_finetune_report_plots_training(finetune_store):
     report.for_artefact(finetune_store.url)
     html = html_of(finetune_store)
-    for title in ("Loss", "Learning rate", "Gradient norm", "Tokens of a step"):
+    for title in ("Loss", "Learning rate", "Gradient norm", "Tokens of a step", "Overlap of the masks", "random masks"):
+        assert f">{title}</text>" in html
+    for title in ("Protected share by depth", "first mask (step 30)", "up_proj", "Parameters that changed sides"):
         assert f">{title}</text>" in html
     assert ">120<" in html
+
+
+def test_a_single_mask_has_nothing_to_be_compared_with(finetune_store):
+    table = finetune_store.read_table("data/isolation.parquet").slice(0, 1)
+    finetune_store.write_table("data/isolation.parquet", table)
+    report.for_artefact(finetune_store.url)
+    html = html_of(finetune_store)
+    assert "no second to compare it with" in html
+    assert "Overlap of the masks" not in html
+    assert "Protected share by depth" in html
 
 
 def test_random_overlap_is_that_of_random_masks():

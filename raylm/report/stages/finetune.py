@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +17,7 @@ from raylm.storage import Manifest, Store
 
 _SMOOTHING = 25
 """At most so many steps in the mean that is drawn over a noisy curve."""
+_BLOCK = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 
 def build(store: Store, related: dict[str, Store]) -> Page:
@@ -54,7 +58,12 @@ def add_masks(page: Page, masks: dict[str, list[Any]], manifest: Manifest) -> No
         f"At every refresh the {share:.0%} of the parameters with the largest gradients are protected until the next. "
         "Overlap is the Jaccard index; two random masks of this density would overlap as the dashed line says.",
     )
-    page.grid(_mask_plots(masks, share))
+    changes = [place for place, value in enumerate(masks["jaccard_previous"]) if value is not None]
+    plots = _mask_plots({name: [values[place] for place in changes] for name, values in masks.items()}, share)
+    layers = [json.loads(text) for text in masks["layers_json"]]
+    page.grid([*(plots if changes else []), *_layer_plots(layers, share, masks["step"])])
+    if not changes:
+        page.callout("There was one mask and no second to compare it with.")
 
 
 def columns(store: Store, having: str) -> dict[str, list[Any]]:
@@ -101,11 +110,8 @@ def random_overlap(share: float) -> float:
 def _mask_plots(masks: dict[str, list[Any]], share: float) -> list[Markup]:
     at = masks["step"]
     overlap = {
-        name: (
-            [x for x, y in zip(at, masks[key], strict=True) if y is not None],
-            [y for y in masks[key] if y is not None],
-        )
-        for name, key in (("with the previous", "jaccard_previous"), ("with the first", "jaccard_first"))
+        "with the previous": (at, masks["jaccard_previous"]),
+        "with the first": (at, masks["jaccard_first"]),
     }
     return [
         figure(
@@ -127,6 +133,54 @@ def _mask_plots(masks: dict[str, list[Any]], share: float) -> list[Markup]:
             )
         ),
     ]
+
+
+def _layer_plots(layers: Sequence[Mapping[str, float]], share: float, at: Sequence[int]) -> list[Markup]:
+    """Protected share by the depth of a block and by the kind of a tensor.
+
+    Args:
+        layers: for every refresh, name of each tensor to the protected share of its parameters.
+        share: that of all parameters.
+        at: optimizer step of every refresh.
+    """
+    by_block = {}
+    for name, place in {"first mask": 0, "last mask": -1}.items():
+        blocks = _mean_by(
+            layers[place], lambda tensor: int(found.group(1)) if (found := _BLOCK.search(tensor)) else None
+        )
+        by_block[f"{name} (step {at[place]})"] = (sorted(blocks), [100 * blocks[block] for block in sorted(blocks)])
+    kinds = _mean_by(layers[-1], lambda tensor: tensor.removesuffix(".weight").rpartition(".")[2])
+    ordered = dict(sorted(kinds.items(), key=lambda item: -item[1]))
+    return [
+        figure(
+            figures.lines(
+                by_block,
+                title="Protected share by depth",
+                x="block of the model",
+                y="protected (%)",
+                level=(100 * share, "all parameters"),
+            ),
+            "Mean over the tensors of a block.",
+        ),
+        figure(
+            figures.barh(
+                {kind: 100 * value for kind, value in ordered.items()},
+                title="Protected share by kind of tensor",
+                x="protected (%), last mask",
+            ),
+            "Mean over the tensors of a kind.",
+        ),
+    ]
+
+
+def _mean_by(layers: Mapping[str, float], group: Callable[[str], Any]) -> dict[Any, float]:
+    """Mean density of the tensors of each group; those whose group is None are left out."""
+    found: dict[Any, list[float]] = {}
+    for tensor, density in layers.items():
+        key = group(tensor)
+        if key is not None:
+            found.setdefault(key, []).append(density)
+    return {key: sum(values) / len(values) for key, values in found.items()}
 
 
 def _tiles(store: Store, manifest: Manifest) -> list[tuple[str, str, str]]:
