@@ -31,12 +31,12 @@ _NUMBER = re.compile(r"(?<![\w.])[-+]?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:(?<
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _SPACED_THOUSANDS = re.compile(r"(?<=\d)(?:\\,|\\!|\{,\}|[\u00a0\u2009\u202f])+(?=\d{3})")
 _STATED = re.compile(
-    r"(?P<sign>[-+]?)\s*(?:[$€£¥]\s*)?(?P<sign2>-?)"
-    r"(?:(?P<whole>\d+)\s+(?P<top>\d+)/(?P<bottom>\d+)"
+    r"(?P<sign>[-+]?) ?(?:[$€£¥] ?)?(?P<sign2>-?)"
+    r"(?:(?P<whole>\d+) (?P<top>\d+)/(?P<bottom>\d+)"
     r"|(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+)(?:[eE](?P<power>[-+]?\d{1,3})(?!\w))?"
-    r"(?:\s*/\s*(?P<over>\d+(?:\.\d+)?))?)"
+    r"(?: ?/ ?(?P<over>\d+(?:\.\d+)?))?)"
 )
-_MAX_DIGITS, _MAX_POWER = 1000, 100
+_MAX_LENGTH, _MAX_DIGITS, _MAX_POWER = 4096, 1000, 100
 
 
 def extract_answer(text: str) -> str:
@@ -44,7 +44,8 @@ def extract_answer(text: str) -> str:
 
     In this order: the last line `Answer: ...` (with nothing behind the colon: the lines up to the next empty one), the
     last `\\boxed{...}`, the last line `#### ...`, the last "the answer is ...", the last number of the text, its last
-    line. `\\boxed{}`, `$`, emphasis and the full stop behind a number are taken off. Source: our choice.
+    line. The last two count only where no explicit answer was begun. `\\boxed{}`, `$`, emphasis and the full stop
+    behind a number are taken off. Source: our choice.
     """
     lines = text.split("\n")
     for place in range(len(lines) - 1, -1, -1):
@@ -63,10 +64,12 @@ def extract_answer(text: str) -> str:
     sentences = _SENTENCE.findall(text)
     if sentences:
         return _tidy(sentences[-1])
+    if any(map(_is_explicit, lines)):
+        return ""  # it was cut off where its answer begins
     numbers = _NUMBER.findall(text)
     if numbers:
         return _tidy(numbers[-1])
-    return next((_tidy(line) for line in reversed(lines) if line.strip() and not _is_explicit(line)), "")
+    return next((_tidy(line) for line in reversed(lines) if line.strip()), "")
 
 
 def final_answers(text: str) -> int:
@@ -90,10 +93,12 @@ def parse_number(text: str) -> Fraction | None:
     Units, currency, `%`, thousands separators, a trailing dot and a left side `x =` are ignored (50% is 50); fractions,
     mixed numbers (1 1/2), `\\frac{1}{2}` and powers of ten (1e3) are read. More than 1000 digits are refused.
     """
+    if len(text) > _MAX_LENGTH:
+        return None
     plain = _FRACTION.sub(r"\1/\2", text.replace("−", "-").replace("\\$", "$").replace("\\%", "%"))
-    plain = _SPACED_THOUSANDS.sub("", plain).rpartition("=")[2]
+    plain = " ".join(_SPACED_THOUSANDS.sub("", plain).rpartition("=")[2].split())
     found = [match for match in _STATED.finditer(plain) if not _is_part(plain, match.start(), match.end())]
-    if len(found) != 1 or sum(sign.isdigit() for sign in plain) != sum(sign.isdigit() for sign in found[0].group(0)):
+    if len(found) != 1 or _digits(plain) != _digits(found[0].group(0)):
         return None
     return _value(found[0])
 
@@ -141,6 +146,10 @@ def _value(match: re.Match[str]) -> Fraction | None:
     return -value if "-" in (parts["sign"] + parts["sign2"]) else value
 
 
+def _digits(text: str) -> int:
+    return sum(sign.isdecimal() for sign in text)
+
+
 def _is_part(text: str, start: int, end: int) -> bool:
     """Whether text[start:end] is a piece of a name or of a longer number (x2, 1.2.3) and so states nothing."""
     before, after = text[start - 1 : start], text[end : end + 1]
@@ -152,7 +161,7 @@ def _block(lines: list[str], start: int) -> list[str]:
     while start < len(lines) and not lines[start].strip():
         start += 1
     end = start
-    while end < len(lines) and lines[end].strip():
+    while end < len(lines) and lines[end].rstrip("\r"):  # a line of spaces may be a row of a grid
         end += 1
     return lines[start:end]
 

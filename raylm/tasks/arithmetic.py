@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from raylm.tasks.expression import MAX_TOKENS, value
+
 
 @dataclass(frozen=True, slots=True)
 class Equality:
@@ -39,6 +41,7 @@ _LATEX = (
 )
 _BOLD = re.compile(r"(?<![\w)])\*\*(?=\S)([^*\n]+)(?<=\S)\*\*(?!\w)")
 _FRAC = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_FRACTION = re.compile(r"[\d.,]+/[\d.,]+")
 _CURRENCY = frozenset("$€£¥")
 _OPERATORS = frozenset(("+", "-", "*", "/", "^", "**"))
 _JOINED = frozenset(
@@ -50,8 +53,8 @@ _NO_UNIT = frozenset(
     now has have i he she it they the a an for in on at as also""".split()  # noqa: SIM905 - a list of 38 strings is no clearer
 )
 """Words that follow a number without being its unit."""
+_HUNDREDTHS = frozenset(("cent", "percent"))
 _BREAKS = frozenset(".,;:?!\"'“”‘’_`<>«»\\→⇒|#~&")
-_MAX_TOKENS, _MAX_DIGITS, _MAX_BITS, _MAX_DEPTH = 200, 60, 4096, 40
 
 
 def equalities(text: str) -> list[Equality]:
@@ -75,7 +78,7 @@ def evaluate(expression: str) -> Fraction | None:
     tokens = _tokens(_plain(expression))
     if any(token.kind not in ("number", "op") for token in tokens):
         return None
-    return _evaluate([token.text for token in tokens], percent=True)
+    return value([token.text for token in tokens])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class _Run:
     line: str
     open_left: bool
     open_right: bool
+    named: bool
+    """A word stands before the first number, which may be its label (Day 3)."""
     bullet: bool
     """A minus before the first number may as well be a bullet."""
 
@@ -123,26 +128,32 @@ def _kind(text: str, begin: int, before: list[_Token], after: str, line: str) ->
     last = before[-1] if before else None
     attached = last is not None and begin == last.end
     behind_value = last is not None and (last.kind in ("number", "unit") or last.text in (")", "%"))
-    if text[0].isdigit() or (text[0] == "." and len(text) > 1):
-        return "number"
+    if text[0].isdecimal() or (text[0] == "." and len(text) > 1):
+        return "other" if text[0] == "0" and text[1:2].isdecimal() else "number"  # 0730 is a time
     if text == "(" and behind_value and not attached:
         return "break"  # 8 (apples)
     if text in _OPERATORS or text in ("(", ")", "%"):
         return "op"
     if text == "=":
         return "equals"
-    if text in ("x", "X") and behind_value and after and (after[0].isdigit() or after[0] in ".(-"):
+    if text in ("x", "X") and behind_value and after and (after[0].isdecimal() or after[0] in ".("):
         return "op"
     if text.isalpha():
-        called = line[begin + len(text) : begin + len(text) + 1] == "("  # log(2)
-        if called or text.lower() in _JOINED or (attached and behind_value and len(text) == 1):
-            return "other"  # half of 3, log(2), 3y
-        return "unit" if last is not None and last.kind == "number" and text.lower() not in _NO_UNIT else "word"
-    if text in _BREAKS and attached and behind_value and line[begin + 1 : begin + 2].isdigit():
+        return _word_kind(text, last, attached, after, line[begin + len(text) : begin + len(text) + 1])
+    if text in _BREAKS and attached and behind_value and line[begin + 1 : begin + 2].isdecimal():
         return "other"  # 3:4
     if text == "!" and attached and behind_value and after and after[0] in "+-*/=^":
         return "other"  # 5! / 4
     return "break" if text in _BREAKS else "other"
+
+
+def _word_kind(text: str, last: _Token | None, attached: bool, after: str, next_sign: str) -> str:
+    behind_number = last is not None and last.kind == "number"
+    factor = last is not None and attached and (behind_number or last.text == ")")
+    letter = len(text) == 1 and (factor or (behind_number and (after in _OPERATORS or after == "=")))
+    if next_sign == "(" or text.lower() in _JOINED or letter:
+        return "other"  # log(2), half of 3, 3y
+    return "unit" if behind_number and text.lower() not in _NO_UNIT else "word"
 
 
 def _runs(line: str, tokens: list[_Token]) -> Iterator[_Run]:
@@ -158,12 +169,13 @@ def _runs(line: str, tokens: list[_Token]) -> Iterator[_Run]:
         run = tokens[start:end]
         before = tokens[start - 1] if start else None
         after = tokens[end] if end < len(tokens) else None
-        named = run[0].text in _OPERATORS and before is not None and _names_value(before)
+        continues = run[0].text in _OPERATORS and before is not None and _names_value(before)
         yield _Run(
             run,
             line,
-            open_left=named or (before is not None and before.kind not in ("word", "break")),
+            open_left=continues or (before is not None and before.kind not in ("word", "break")),
             open_right=after is not None and after.kind in ("other", "number"),
+            named=before is not None and before.kind == "word",
             bullet=run[0].text == "-" and before is None,
         )
         start = end
@@ -196,53 +208,82 @@ def _claims(run: _Run) -> Iterator[Equality]:
             continue
         if (place == 0 and run.open_left) or (place == len(sides) - 2 and run.open_right):
             continue
-        if len(left) + len(right) > _MAX_TOKENS:
+        if len(left) + len(right) > MAX_TOKENS:
             continue
-        claim = _claim(_balanced(left), _balanced(right), run.line, bullet=place == 0 and run.bullet)
+        first = left if place else _without(left, "(", 0)  # (3 + 4 = 7)
+        second = right if place < len(sides) - 2 else _without(right, ")", -1)
+        claim = _claim(first, second, run, place)
         if claim is not None:
             yield claim
 
 
-def _claim(left: list[_Token], right: list[_Token], line: str, bullet: bool) -> Equality | None:
-    plain_left, plain_right = ([token.text for token in side if token.kind != "unit"] for side in (left, right))
-    if not (_computes(plain_left) or _computes(plain_right)):
+def _claim(left: list[_Token], right: list[_Token], run: _Run, place: int) -> Equality | None:
+    """The claim that two sides are equal: in the reading that makes it true, if there is one."""
+    if not (_computes(left) or _computes(right)):
         return None
-    if not plain_left or not plain_right:
-        return None
-    readings = [(plain_left, plain_right, percent) for percent in (True, False)]
-    if bullet:
-        readings += [(plain_left[1:], plain_right, True)]
-    text = line[left[0].start : right[-1].end]
+    text = run.line[left[0].start : right[-1].end]
     claims = []
-    for first, second, percent in readings:
-        values = _evaluate(first, percent), _evaluate(second, percent)
+    for first, second, percent in _readings(left, right, bullet=place == 0 and run.bullet):
+        values = value(first, percent), value(second, percent)
         if values[0] is not None and values[1] is not None:
             claims.append(Equality(text, values[0], values[1], _equal(values[0], values[1], second)))
-    if not claims:
-        return None
     true = next((claim for claim in claims if claim.holds), None)
-    if true is None and _units(left) and _units(right) and _units(left) != _units(right):
-        return None  # 3 * 1 hours = 180 minutes
-    if true is None and len(_units(left)) > 1:
-        return None  # 2 feet + 3 inches = 27
+    if true is None and (not claims or _is_doubtful(left, right, claims[0], named=place == 0 and run.named)):
+        return None
     return true or claims[0]
 
 
-def _balanced(side: list[_Token]) -> list[_Token]:
-    """A side without the parentheses at its ends that belong to the sentence: (3 + 4 = 7)."""
-    while side and side[0].text == "(" and _depth(side) > 0:
-        side = side[1:]
-    while side and side[-1].text == ")" and _depth(side) < 0:
-        side = side[:-1]
+def _readings(left: list[_Token], right: list[_Token], bullet: bool) -> Iterator[tuple[list[str], list[str], bool]]:
+    """Ways to read two sides, as texts and whether `%` is a hundredth."""
+    first, second = _texts(left), _texts(right)
+    yield first, second, True
+    yield first, second, False
+    yield _tight_fractions(left), _tight_fractions(right), True
+    if bullet:
+        yield first[1:], second, True
+    if _units(right) & _HUNDREDTHS and not _units(left):
+        yield first, ["(", *second, ")", "/", "100"], True  # 2.50 - 2.24 = 26 cents
+
+
+def _is_doubtful(left: list[_Token], right: list[_Token], claim: Equality, named: bool) -> bool:
+    """Whether what does not hold may be no claim about these numbers."""
+    units = _units(left), _units(right)
+    if len(units[0]) > 1 or (units[0] and units[1] and units[0] != units[1]):
+        return True  # 3 * 1 hours = 180 minutes
+    if not _computes(left) and (units[0] or named):
+        return True  # 2 hours = 2 * 60, Day 3 = 2 * 5; below, a third of them: 1/3 = 28
+    return _FRACTION.fullmatch(claim.text.partition("=")[0].rstrip()) is not None and claim.left < 1 < claim.right
+
+
+def _texts(side: list[_Token]) -> list[str]:
+    return [token.text for token in side if token.kind != "unit"]
+
+
+def _tight_fractions(side: list[_Token]) -> list[str]:
+    """The texts of a side in which fractions without spaces bind first: 60 / 3/4 is 80."""
+    texts: list[str] = []
+    place = 0
+    while place < len(side):
+        three = side[place : place + 3]
+        if _FRACTION.fullmatch("".join(token.text for token in three)) and three[0].end + 1 == three[2].start:
+            texts += ["(", *(token.text for token in three), ")"]
+            place += 3
+            continue
+        if side[place].kind != "unit":
+            texts.append(side[place].text)
+        place += 1
+    return texts
+
+
+def _without(side: list[_Token], sign: str, end: int) -> list[_Token]:
+    """A side without the parentheses at one end that belong to the sentence."""
+    while side and side[end].text == sign and sum((item.text == "(") - (item.text == ")") for item in side):
+        side = side[1:] if end == 0 else side[:-1]
     return side
 
 
-def _depth(side: list[_Token]) -> int:
-    return sum((token.text == "(") - (token.text == ")") for token in side)
-
-
-def _computes(side: list[str]) -> bool:
-    return any(token in _OPERATORS for token in side[1:])
+def _computes(side: list[_Token]) -> bool:
+    return any(token.text in _OPERATORS for token in side[1:])
 
 
 def _units(side: list[_Token]) -> set[str]:
@@ -257,87 +298,3 @@ def _equal(left: Fraction, right: Fraction, written: list[str]) -> bool:
         return False
     digits = len(literal[0].partition(".")[2]) + (2 if "%" in written else 0)
     return abs(left - right) < Fraction(1, 10**digits)
-
-
-def _evaluate(tokens: list[str], percent: bool) -> Fraction | None:
-    if not tokens or len(tokens) > _MAX_TOKENS or any(len(token) > _MAX_DIGITS for token in tokens):
-        return None
-    try:
-        parser = _Parser(tokens, percent)
-        value = parser.sum(0)
-    except (ArithmeticError, ValueError, IndexError):
-        return None
-    return value if parser.place == len(tokens) else None
-
-
-class _Parser:
-    """Recursive descent over tokens; raises IndexError, ValueError or ArithmeticError where there is no value."""
-
-    def __init__(self, tokens: list[str], percent: bool) -> None:
-        self.tokens, self.percent, self.place = tokens, percent, 0
-
-    def peek(self) -> str:
-        return self.tokens[self.place] if self.place < len(self.tokens) else ""
-
-    def take(self) -> str:
-        self.place += 1
-        return self.tokens[self.place - 1]
-
-    def sum(self, depth: int) -> Fraction:
-        value = self.product(depth)
-        while self.peek() in ("+", "-"):
-            sign = self.take()
-            operand = self.product(depth)
-            value = _bounded(value + operand if sign == "+" else value - operand)
-        return value
-
-    def product(self, depth: int) -> Fraction:
-        value = self.signed(depth)
-        while self.peek() in ("*", "/") or self.peek() == "(":
-            sign = self.take() if self.peek() != "(" else "*"  # 2(3 + 4)
-            operand = self.signed(depth)
-            value = _bounded(value * operand if sign == "*" else value / operand)
-        return value
-
-    def signed(self, depth: int) -> Fraction:
-        if self.peek() in ("+", "-"):
-            if depth > _MAX_DEPTH:
-                raise ValueError("too deep")
-            sign = self.take()
-            value = self.signed(depth + 1)
-            return -value if sign == "-" else value
-        return self.power(depth)
-
-    def power(self, depth: int) -> Fraction:
-        base = self.atom(depth)
-        if self.peek() not in ("^", "**"):
-            return base
-        self.take()
-        exponent = self.signed(depth + 1)
-        bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if exponent.denominator != 1 or abs(exponent) * bits > _MAX_BITS:
-            raise ValueError("no rational number of bounded size")
-        return base ** int(exponent)
-
-    def atom(self, depth: int) -> Fraction:
-        token = self.take()
-        if token == "(":
-            if depth > _MAX_DEPTH:
-                raise ValueError("too deep")
-            value = self.sum(depth + 1)
-            if self.take() != ")":
-                raise ValueError("unbalanced")
-        elif token[0].isdigit() or token[0] == ".":
-            value = Fraction(token.replace(",", ""))
-        else:
-            raise ValueError("no number")
-        if self.peek() == "%":
-            self.take()
-            value = value / 100 if self.percent else value
-        return value
-
-
-def _bounded(value: Fraction) -> Fraction:
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
-        raise ValueError("too large")
-    return value

@@ -64,7 +64,7 @@ def check_math(answer: str, problem: Problem) -> bool:
 
 
 def check_task(answer: str, problem: Problem) -> bool:
-    """Full score, 1.0, by the reasoning-gym task that made the problem; a final full stop may be left out.
+    """Full score, 1.0, by the reasoning-gym task that made the problem, with or without a final full stop.
 
     Raises:
         UserError: the problem does not carry its task's entry.
@@ -75,7 +75,7 @@ def check_task(answer: str, problem: Problem) -> bool:
     if "entry" not in stored:
         raise UserError(f"problem {problem.id} does not come from reasoning-gym; choose checker math, number or exact")
     score = _scorer(stored["task"], json.dumps(stored["params"], sort_keys=True))
-    return any(score(text, stored["entry"]) == 1.0 for text in dict.fromkeys((answer, answer.removesuffix("."))))
+    return any(score(text, stored["entry"]) == 1.0 for text in (answer, answer.removesuffix("."), answer + "."))
 
 
 def check_auto(answer: str, problem: Problem) -> bool:
