@@ -89,13 +89,15 @@ def ensure_ray() -> None:
 
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # A worker whose thread pools are as large as the machine fights every other worker for the cores.
         if os.environ.get("RAY_ADDRESS"):
             ray.init(logging_level="warning", log_to_driver=False)
         else:
-            ray.init(address="local", include_dashboard=False, logging_level="warning", log_to_driver=False)
+            # Ray Data's pools log an error about their own constructor arguments at every start (ray#53727).
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            ray.init(address="local", include_dashboard=False, logging_level="error", log_to_driver=False)
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it announces that its bars are off
 
 
 def run_units(
