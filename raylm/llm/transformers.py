@@ -1,363 +1,217 @@
-"""The engine that runs wherever PyTorch does: continuous batching, prefix reuse, sampling that ignores batch mates.
-
-One thread owns the model. It alternates between prefilling new prompts and decoding one token for every sequence in
-flight; sequences join and leave at token boundaries. The n samples of a prompt share its prefill, and prompts share
-the keys and values of prefixes that were computed before. Every draw is a hash of (seed, sample, position), so a sample
-does not depend on what else is in flight, up to floating-point sums over batches of other shapes.
-"""
+"""Any causal language model of transformers, with continuous batching and a prefix cache; the engine for CPUs."""
 
 from __future__ import annotations
 
 import asyncio
-import collections
-import hashlib
-import queue
-import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from raylm.errors import EngineDied, PromptTooLong, UserError
-from raylm.llm import models
+from raylm.errors import EngineDied, UserError
+from raylm.llm import kv_slots, models
+from raylm.llm.batcher import Batcher, Request
 from raylm.llm.config import EngineConfig
-from raylm.llm.kv import BLOCK, PrefixCache, SlotCache
-from raylm.llm.protocol import Completion, EngineStats, Generation, Sampling
+from raylm.llm.kv_slots import KvSlots, Segment, Shape, Step
+from raylm.llm.meter import Meter
+from raylm.llm.models import ModelDir
+from raylm.llm.prefix_cache import PrefixCache
+from raylm.llm.protocol import EngineStats, Generation, Sampling
+from raylm.llm.request import prepare
 
 if TYPE_CHECKING:
-    from raylm.llm.models import ModelDir
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_PREFILL_TOKENS = 1024
-"""Prompt tokens of one prefill pass; sequences in flight wait no longer than that."""
-
-
-@dataclass(slots=True)
-class _Request:
-    ids: list[int]
-    sampling: Sampling
-    future: asyncio.Future[Generation]
-    loop: asyncio.AbstractEventLoop
-    left: int
-    """Samples that have not joined yet."""
-    done: list[Completion | None]
-    cached: int = -1
-    cancelled: bool = False
-
-
-@dataclass(slots=True)
-class _Row:
-    """One sample in flight; its place in `TransformersEngine._rows` is its slot."""
-
-    request: _Request
-    index: int
-    tokens: list[int] = field(default_factory=list)
-    """Sampled so far; all but the last have their keys and values in the slot."""
-    logprobs: list[float] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        """Tokens whose keys and values are in the slot."""
-        return len(self.request.ids) + len(self.tokens) - 1
+_RUNNING_SHARE = 2 / 3
+"""Share of `kv_cache_gib` for running sequences; the prefix cache has the rest."""
+_TOLERANCE = 0.05
+"""Greatest difference of log-probabilities between the engine's attention and the model's own, in nats."""
 
 
 class TransformersEngine:
-    """A Hugging Face causal language model behind `Engine`."""
+    """Runs the model's own code, with our attention in place of its own."""
 
     name = "transformers"
 
-    def __init__(self, config: EngineConfig, directory: ModelDir, threads: int) -> None:
-        """Load the model and start its thread.
-
-        Args:
-            config: model, context, precision, sequences in flight and memory for prefixes.
-            directory: the model's files.
-            threads: size of PyTorch's thread pool on CPUs.
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: EngineConfig,
+        where: ModelDir,
+        threads: int,
+    ) -> None:
+        """Wrap a loaded model; use `start`, which loads one.
 
         Raises:
-            UserError: the model's context is shorter than the config's.
+            UserError: the model's attention is of a kind that the engine cannot take over, or `kv_cache_gib` is too
+                small for one sequence.
         """
-        self.model, self.context_length = directory.ref, config.context
-        self.tokenizer = models.load_tokenizer(directory.path, config.trust_remote_code)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        names = {"auto": torch.bfloat16 if self._device == "cuda" else torch.float32}
-        dtype = names.get(config.dtype) or getattr(torch, config.dtype)
-        self._net = models.load_model(directory.path, dtype, config.trust_remote_code).to(self._device).eval()
-        longest = getattr(self._net.config, "max_position_embeddings", config.context)
-        if config.context > longest:
-            raise UserError(f"engine.context={config.context} is more than {config.model}'s {longest}; lower it")
-        self._stop_ids = _stop_ids(self._net, self.tokenizer)
-        self._threads, self._slots = threads, config.max_in_flight
-        self._cache = SlotCache(self._slots)
-        self._prefixes = PrefixCache(config.kv_cache_gib * 2**30)
-        self._rows: list[_Row] = []
-        self._waiting: collections.deque[_Request] = collections.deque()
-        self._inbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._stats, self._cause, self._closing = EngineStats(), "", False
-        self._thread = threading.Thread(target=self._serve, name="raylm-engine", daemon=True)
-        self._thread.start()
+        self.model, self.tokenizer, self.context_length = where.ref, tokenizer, config.context
+        self.module: PreTrainedModel | None = model
+        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        shape = _shape(model)
+        tokens = int(config.kv_cache_gib * 2**30 / shape.bytes_per_token)
+        kv = KvSlots(shape, config.max_in_flight, int(tokens * _RUNNING_SHARE))
+        if kv.rows(kv_slots.width(config.context)) < 1:
+            needed = kv_slots.width(config.context) * shape.bytes_per_token / _RUNNING_SHARE / 2**30
+            raise UserError(
+                f"engine.kv_cache_gib={config.kv_cache_gib} cannot hold one sequence of engine.context={config.context}"
+                f" tokens of {where.ref.name}; it needs {needed:.2f}"
+            )
+        _take_over(model, shape, where)
+        self._meter = Meter()
+        self._meter.note("dtype", str(shape.dtype).removeprefix("torch."))
+        self._meter.note("threads", str(threads))
+        self._batcher = Batcher(
+            self._forward,
+            kv,
+            PrefixCache(tokens - kv.max_tokens),
+            tokenizer,
+            ends=_ends(model, tokenizer),
+            threads=threads,
+        )
+
+    @classmethod
+    async def start(
+        cls, config: EngineConfig, model: ModelDir, *, threads: int = 1, gpus: float = 0.0
+    ) -> TransformersEngine:
+        """Load a model.
+
+        Args:
+            config: context, precision, memory and rows.
+            model: where it lies.
+            threads: CPU threads of matrix products.
+            gpus: above 0 uses the first visible GPU.
+        """
+        return await asyncio.to_thread(cls._load, config, model, threads, gpus)
+
+    @classmethod
+    def _load(cls, config: EngineConfig, where: ModelDir, threads: int, gpus: float) -> TransformersEngine:
+        torch.set_num_threads(threads)
+        device = torch.device("cuda" if gpus > 0 and torch.cuda.is_available() else "cpu")
+        tokenizer = models.load_tokenizer(where.path, config.trust_remote_code)
+        model = models.load_model(where.path, pick_dtype(config.dtype, device), config.trust_remote_code)
+        return cls(model.to(device).eval(), tokenizer, config, where, threads)
 
     async def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Generation:
         """Continue a prompt; see `Engine.generate`."""
-        ids = self.tokenizer.encode(prompt, add_special_tokens=False) if isinstance(prompt, str) else list(prompt)
-        if not ids:
-            raise UserError("an empty prompt cannot be continued")
-        if len(ids) >= self.context_length:
-            raise PromptTooLong(
-                f"a prompt of {len(ids)} tokens does not fit a context of {self.context_length}; raise engine.context"
-            )
-        if self._cause:
-            raise EngineDied(self._cause)
+        ids, room = prepare(prompt, sampling, self.tokenizer, self._vocabulary, self.context_length)
         loop = asyncio.get_running_loop()
-        request = _Request(ids, sampling, loop.create_future(), loop, sampling.n, [None] * sampling.n)
-        self._inbox.put(request)
-        if self._cause:  # the thread ended between the check and the put: nobody would answer
-            raise EngineDied(self._cause)
-        try:
-            return await request.future
-        except asyncio.CancelledError:
-            request.cancelled = True
-            raise
+        answer: asyncio.Future[Generation] = loop.create_future()
+
+        def settle(result: Generation | Exception) -> None:
+            if answer.done():
+                return
+            if isinstance(result, Exception):
+                answer.set_exception(_died(result))
+            else:
+                answer.set_result(result)
+
+        def done(result: Generation | Exception) -> None:
+            loop.call_soon_threadsafe(settle, result)
+
+        request = Request(ids, room, sampling, done)
+        with self._meter.request():
+            try:
+                self._batcher.submit(request)
+            except Exception as error:
+                raise _died(error) from error
+            try:
+                generation = await answer
+            except asyncio.CancelledError:
+                self._batcher.cancel(request)
+                raise
+        self._meter.add(generation)
+        return generation
 
     def stats(self) -> EngineStats:
         """Totals since the start."""
-        return self._stats
+        return self._meter.stats()
 
     async def close(self) -> None:
-        """End the thread and free the model."""
-        self._closing = True
-        self._inbox.put(None)
-        await asyncio.to_thread(self._thread.join)
-        self._net = self._cache = self._prefixes = None  # type: ignore[assignment]
+        """Stop after the current token and free the model."""
+        await asyncio.to_thread(self._batcher.stop, EngineDied("the transformers engine was closed"))
+        self.module = None
+        self._batcher.kv.data = torch.empty(0)
+        self._batcher.cache.clear()
 
-    def _serve(self) -> None:
-        torch.set_num_threads(self._threads)
-        try:
-            with torch.inference_mode():
-                while self._receive():
-                    start = time.monotonic()
-                    self._drop_cancelled()
-                    if self._waiting and len(self._rows) < self._slots:
-                        self._prefill()
-                    if self._rows:
-                        self._decode()
-                    self._stats.busy_seconds += time.monotonic() - start
-            self._cause = "the engine was closed"
-        except BaseException as error:  # whatever it was, every caller must hear of it
-            self._cause = f"the transformers engine stopped: {type(error).__name__}: {error}"
-        self._fail_all()
+    def _forward(self, ids: list[int], positions: list[int], wanted: list[int], step: Step) -> torch.Tensor:
+        assert self.module is not None
+        return _logits(self.module, ids, positions, wanted, step)
 
-    def _receive(self) -> bool:
-        """Take in new requests, waiting for one when there is nothing to do; False when the engine closes."""
-        while True:
-            idle = not self._rows and not self._waiting
-            try:
-                request = self._inbox.get(block=idle)
-            except queue.Empty:
-                return not self._closing
-            if request is None or self._closing:
-                return False
-            self._waiting.append(request)
 
-    def _drop_cancelled(self) -> None:
-        for slot in reversed(range(len(self._rows))):
-            if self._rows[slot].request.cancelled:
-                self._leave(slot)
-        self._waiting = collections.deque(request for request in self._waiting if not request.cancelled)
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision that `auto` stands for.
 
-    def _prefill(self) -> None:
-        """Start waiting requests: one pass over the tokens that no kept prefix covers."""
-        batch: list[tuple[_Request, int, int]] = []  # request, samples that join now, tokens reused
-        first = slot = len(self._rows)
-        width = 0
-        while self._waiting and slot < self._slots:
-            request = self._waiting[0]
-            blocks = self._prefixes.find(request.ids)
-            new = len(request.ids) - BLOCK * len(blocks)
-            if batch and max(width, new) * (len(batch) + 1) > _PREFILL_TOKENS:
-                break
-            width = max(width, new)
-            joining = min(request.left, self._slots - slot)
-            place = first + len(batch)
-            for number, block in enumerate(blocks):
-                self._cache.write(place, number * BLOCK, block)
-            batch.append((request, joining, BLOCK * len(blocks)))
-            slot += joining
-            self._waiting.popleft()
-        logits = self._pass(
-            first, [reused for *_, reused in batch], [request.ids[reused:] for request, _, reused in batch]
+    A CPU without bf16 instructions multiplies bf16 matrices several times slower than fp32 ones (8 times, 64 x 576
+    by 576 x 1536 with AVX2 only), so bf16 is for GPUs and for CPUs with AMX.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.bfloat16 if device.type == "cuda" or torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def _logits(
+    model: PreTrainedModel, ids: list[int], positions: list[int], wanted: list[int], step: Step | None
+) -> torch.Tensor:
+    extra = {"raylm_step": step} if step is not None else {}
+    return (
+        model(
+            input_ids=torch.tensor([ids], device=model.device),
+            position_ids=torch.tensor([positions], device=model.device),
+            logits_to_keep=torch.tensor(wanted, device=model.device),
+            use_cache=False,
+            **extra,
         )
-        self._join(first, batch, logits)
-
-    def _join(self, first: int, batch: list[tuple[_Request, int, int]], logits: torch.Tensor) -> None:
-        """Turn prefilled prompts, which stand in the slots from `first` on, into one row a sample."""
-        for number, (request, _, reused) in enumerate(batch):
-            self._prefixes.keep(request.ids, self._cache, first + number)
-            if request.cached < 0:
-                request.cached = reused
-                self._stats.requests += 1
-                self._stats.prompt_tokens += len(request.ids)
-                self._stats.cached_tokens += reused
-        # From the last prompt to the first: its samples go to slots at or behind the one that it stands in.
-        ends = first
-        for _, joining, _ in batch:
-            ends += joining
-        rows: list[_Row] = []
-        picks: list[int] = []
-        end = ends
-        for number in reversed(range(len(batch))):
-            request, joining, _ = batch[number]
-            for slot in reversed(range(end - joining, end)):
-                if slot != first + number:
-                    self._cache.copy(first + number, slot, len(request.ids))
-            end -= joining
-        for number, (request, joining, _) in enumerate(batch):
-            begin = request.sampling.n - request.left
-            rows += [_Row(request, begin + index) for index in range(joining)]
-            picks += [number] * joining
-            request.left -= joining
-            if request.left:
-                self._waiting.appendleft(request)
-        self._rows += rows
-        self._sample(rows, logits[picks])
-        self._retire(first)
-
-    def _decode(self) -> None:
-        logits = self._pass(0, [row.length for row in self._rows], [row.tokens[-1:] for row in self._rows])
-        self._sample(self._rows, logits)
-        self._retire(0)
-
-    def _pass(self, first: int, lengths: list[int], tokens: list[list[int]]) -> torch.Tensor:
-        """Feed each row from `first` on its tokens behind its length; logits (rows, vocabulary) of each row's last."""
-        width = max(len(ids) for ids in tokens)
-        # Short rows are filled up behind their end; what is written there is overwritten before anything sees it.
-        padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in tokens])
-        positions = self._cache.aim(first, lengths, width)
-        last = torch.tensor([len(ids) - 1 for ids in tokens])
-        wanted, place = last.unique(return_inverse=True)
-        output = self._net(
-            input_ids=padded.to(self._device),
-            position_ids=positions.to(self._device),
-            attention_mask=self._cache.mask(self._net.dtype).to(self._device),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=wanted,
-        )
-        return output.logits[torch.arange(len(tokens)), place].float()
-
-    def _sample(self, rows: Sequence[_Row], logits: torch.Tensor) -> None:
-        """Append one token to every row."""
-        greedy = logits.argmax(-1).tolist()
-        drawn = [index for index, row in enumerate(rows) if row.request.sampling.temperature > 0]
-        picked = dict(zip(drawn, _draw([rows[index] for index in drawn], logits[drawn]), strict=True)) if drawn else {}
-        wants_logprobs = any(row.request.sampling.logprobs for row in rows)
-        tokens = [picked.get(index, greedy[index]) for index in range(len(rows))]
-        if wants_logprobs:
-            scores = logits.log_softmax(-1)[torch.arange(len(rows)), torch.tensor(tokens)].tolist()
-        for index, row in enumerate(rows):
-            row.tokens.append(tokens[index])
-            if wants_logprobs:
-                row.logprobs.append(scores[index])
-
-    def _retire(self, first: int) -> None:
-        """Finish the rows from `first` on whose newest token ended them."""
-        for slot in reversed(range(first, len(self._rows))):
-            completion = self._finished(self._rows[slot])
-            if completion is None:
-                continue
-            row = self._rows[slot]
-            request = row.request
-            self._prefixes.keep((request.ids + row.tokens)[: row.length], self._cache, slot)
-            self._stats.generated_tokens += len(completion.token_ids)
-            request.done[row.index] = completion
-            self._leave(slot)
-            if all(item is not None for item in request.done):
-                completions = [item for item in request.done if item is not None]
-                _answer(request, Generation(len(request.ids), request.cached, completions))
-
-    def _finished(self, row: _Row) -> Completion | None:
-        sampling, tokens = row.request.sampling, row.tokens
-        logprobs = row.logprobs if sampling.logprobs else None
-        if tokens[-1] in self._stop_ids:
-            return self._completion(tokens[:-1], "stop", logprobs)
-        if sampling.stop:
-            # Only the newest token can complete a stop string; a few before it give it its context.
-            tail = self.tokenizer.decode(tokens[-(max(map(len, sampling.stop)) + 4) :], skip_special_tokens=True)
-            if any(stop in tail for stop in sampling.stop):
-                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                cuts = sorted((text.find(stop), stop) for stop in sampling.stop if stop in text)
-                if cuts:
-                    kept = list(tokens)
-                    while kept and len(self.tokenizer.decode(kept[:-1], skip_special_tokens=True)) >= cuts[0][0]:
-                        kept.pop()
-                    short = logprobs[: len(kept)] if logprobs is not None else None
-                    return Completion(text[: cuts[0][0]], kept, "stop", short, cuts[0][1])
-        if len(tokens) >= sampling.max_tokens or len(row.request.ids) + len(tokens) >= self.context_length:
-            return self._completion(tokens, "length", logprobs)
-        return None
-
-    def _completion(self, tokens: list[int], reason: Any, logprobs: list[float] | None) -> Completion:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Completion(text, list(tokens), reason, logprobs[: len(tokens)] if logprobs is not None else None)
-
-    def _leave(self, slot: int) -> None:
-        """Free a slot; the last row moves into it, so that rows stay together."""
-        last = self._rows.pop()
-        if slot < len(self._rows):
-            self._cache.copy(len(self._rows), slot, last.length)
-            self._rows[slot] = last
-
-    def _fail_all(self) -> None:
-        while not self._inbox.empty():
-            request = self._inbox.get()
-            if request is not None:
-                self._waiting.append(request)
-        for request in [*(row.request for row in self._rows), *self._waiting]:
-            _answer(request, EngineDied(self._cause))
-        self._rows, self._waiting = [], collections.deque()
-
-
-def _answer(request: _Request, result: Generation | EngineDied) -> None:
-    def settle() -> None:
-        if request.future.done():
-            return
-        if isinstance(result, EngineDied):
-            request.future.set_exception(result)
-        else:
-            request.future.set_result(result)
-
-    if not request.loop.is_closed():
-        request.loop.call_soon_threadsafe(settle)
-
-
-def _draw(rows: Sequence[_Row], logits: torch.Tensor) -> list[int]:
-    """One token a row by inverse transform sampling, at each row's temperature and nucleus."""
-    sampling = [row.request.sampling for row in rows]
-    temperature = torch.tensor([item.temperature for item in sampling], device=logits.device).unsqueeze(1)
-    probabilities = (logits / temperature).softmax(-1)
-    if any(item.top_p < 1 for item in sampling):
-        nucleus = torch.tensor([item.top_p for item in sampling], device=logits.device).unsqueeze(1)
-        ordered, order = probabilities.sort(-1, descending=True)
-        # A token stays while those before it hold less than top_p; the first always does.
-        ordered[(ordered.cumsum(-1) - ordered) >= nucleus] = 0.0
-        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
-    cumulative = probabilities.double().cumsum(-1)
-    draws = torch.tensor(
-        [_uniform(row.request.sampling.seed, row.index, len(row.tokens)) for row in rows],
-        dtype=torch.float64,
-        device=logits.device,
+        .logits[0]
+        .float()
     )
-    targets = draws.unsqueeze(1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, targets, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1).tolist()
 
 
-def _uniform(seed: int, index: int, position: int) -> float:
-    digest = hashlib.blake2b(f"{seed}/{index}/{position}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+def _take_over(model: PreTrainedModel, shape: Shape, where: ModelDir) -> None:
+    """Put our attention into the model, and make sure that it computes what the model's own does."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(kv_slots.NAME, kv_slots.attend)
+    kv = KvSlots(shape, 1, 64)
+    kv.reserve(64, [])
+    count = min(24, model.get_input_embeddings().weight.shape[0])
+    ids = list(range(count))
+    try:
+        with torch.inference_mode():
+            own = _logits(model, ids, ids, ids, None).log_softmax(-1)
+            model.set_attn_implementation(kv_slots.NAME)
+            nothing = torch.empty(0, dtype=torch.long, device=shape.device)
+            ours = _logits(model, ids, ids, ids, Step(kv, nothing, 0, [Segment(0, 0, count)])).log_softmax(-1)
+    except Exception as error:
+        raise UserError(
+            f"{where.path}: {type(model).__name__} does not run with the transformers engine "
+            f"({type(error).__name__}: {error}); set engine.kind=vllm"
+        ) from error
+    off = float((own - ours).abs().max())
+    if not off < _TOLERANCE * (1 if shape.dtype == torch.float32 else 10):
+        raise UserError(
+            f"{where.path}: {type(model).__name__} has an attention that the transformers engine does not reproduce "
+            f"(log-probabilities differ by {off:.3g}); set engine.kind=vllm"
+        )
 
 
-def _stop_ids(net: Any, tokenizer: Any) -> set[int]:
-    stops = net.generation_config.eos_token_id
-    listed = stops if isinstance(stops, list) else [stops]
-    return {token for token in [*listed, tokenizer.eos_token_id] if token is not None}
+def _shape(model: PreTrainedModel) -> Shape:
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Shape(config.num_hidden_layers, heads, size, model.dtype, model.device)
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end a response: the tokenizer's, and those of the model's generation config."""
+    given = model.generation_config.eos_token_id if model.generation_config is not None else None
+    listed = given if isinstance(given, list) else [given]
+    return sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None})
+
+
+def _died(error: Exception) -> EngineDied:
+    if isinstance(error, EngineDied):
+        return EngineDied(str(error))
+    return EngineDied(f"the transformers engine stopped: {type(error).__name__}: {error}")
