@@ -98,6 +98,8 @@ class FinetuneConfig(Config):
     """GPUs of a worker."""
     checkpoint_every: int = runtime(10, ge=1)
     """Optimizer steps between checkpoints: the most that a crash repeats."""
+    step_log: str = runtime("")
+    """File to which every optimizer step taken is appended as a JSON line, repeated ones too; empty logs none."""
     max_failures: int = runtime(3, ge=0)
     """Worker failures that Ray Train recovers from."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -59,6 +60,9 @@ def train_loop(args: dict[str, Any]) -> None:
         if isolation is not None and isolation.due(step + 1):
             log["masks"].append(isolation.refresh(step + 1))
         trained += row["total_tokens"]
+        if rank == 0 and config.step_log:
+            with open(config.step_log, "a") as file:
+                file.write(json.dumps({"step": step + 1, "pid": os.getpid()}) + "\n")
         if rank == 0:
             speed = trained / (time.monotonic() - clock)
             args["sink"].add.remote({"step": step + 1, "loss": row["loss"], "tokens_per_second": speed})
