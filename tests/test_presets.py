@@ -1,0 +1,29 @@
+"""Every preset under jobs/configs resolves, and no suite of one shares its sources' parts with the search."""
+
+from pathlib import Path
+
+import pytest
+
+from raylm import config
+from raylm.pipeline.config import PipelineConfig
+
+PRESETS = sorted((Path(__file__).parent.parent / "jobs" / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_resolves_to_all_its_stages(path):
+    resolved = config.load(PipelineConfig, [str(path)])
+    stages = resolved.stage_configs()
+    assert list(stages)[0] == "evaluate_before"
+    assert list(stages)[-1] == "evaluate_after"
+    assert stages["finetune"].model == resolved.engine.model
+    assert stages["synthesize"].evaluation == tuple(item for sources in resolved.suites.values() for item in sources)
+    assert stages["evaluate_after"].model == f"{resolved.out}/finetune/model"
+    assert {stage.seed for stage in stages.values()} == {resolved.seed}
+
+
+def test_stage_fields_that_the_pipeline_sets_are_refused():
+    source = {"name": "chain_sum", "limit": 2}
+    data = {"suites": {"s": [source]}, "explore": {"problems": [source], "out": "x"}}
+    with pytest.raises(Exception, match=r"explore\.out is set by the pipeline"):
+        config.build(PipelineConfig, data)
