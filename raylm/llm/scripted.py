@@ -9,11 +9,12 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from raylm.errors import EngineDied, PromptTooLong
+from raylm.errors import EngineDied
 from raylm.llm import stops
 from raylm.llm.config import EngineConfig
 from raylm.llm.meter import Meter
 from raylm.llm.protocol import Completion, EngineStats, Generation, ModelRef, Sampling
+from raylm.llm.request import prepare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,12 +46,7 @@ class ScriptedEngine:
 
     async def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Generation:
         """Continue a prompt; see `Engine.generate`."""
-        ids = self.tokenizer.encode(prompt, add_special_tokens=False) if isinstance(prompt, str) else list(prompt)
-        if len(ids) >= self.context_length:
-            raise PromptTooLong(
-                f"a prompt of {len(ids)} tokens leaves no room in a context of {self.context_length}; "
-                "shorten it or raise engine.context"
-            )
+        ids, room = prepare(prompt, sampling, self.tokenizer, len(self.tokenizer), self.context_length)
         if self.script.fail_after and self._started >= self.script.fail_after:
             self._dead = self._dead or f"script.fail_after={self.script.fail_after} requests were answered"
         if self._dead:
@@ -60,7 +56,6 @@ class ScriptedEngine:
             if self.script.latency:
                 await asyncio.sleep(self.script.latency)
             text = self.tokenizer.decode(ids)
-            room = min(sampling.max_tokens, self.context_length - len(ids))
             completions = [self._complete(text, sampling, index, room) for index in range(sampling.n)]
             generation = Generation(len(ids), self._reuse(ids), completions)
             self._meter.add(generation)

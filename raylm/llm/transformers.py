@@ -91,7 +91,9 @@ class TransformersEngine:
         torch.set_num_threads(threads)
         device = torch.device("cuda" if gpus > 0 and torch.cuda.is_available() else "cpu")
         tokenizer = models.load_tokenizer(where.path, config.trust_remote_code)
-        model = models.load_model(where.path, pick_dtype(config.dtype, device), config.trust_remote_code)
+        model = models.load_model(
+            where.path, getattr(torch, models.dtype_name(config.dtype, device.type)), config.trust_remote_code
+        )
         return cls(model.to(device).eval(), tokenizer, config, where, threads)
 
     async def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Generation:
@@ -139,17 +141,6 @@ class TransformersEngine:
     def _forward(self, ids: list[int], positions: list[int], wanted: list[int], step: Step) -> torch.Tensor:
         assert self.module is not None
         return _logits(self.module, ids, positions, wanted, step)
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision that `auto` stands for.
-
-    A CPU without bf16 instructions multiplies bf16 matrices several times slower than fp32 ones (8 times, 64 x 576
-    by 576 x 1536 with AVX2 only), so bf16 is for GPUs and for CPUs with AMX.
-    """
-    if name != "auto":
-        return getattr(torch, name)
-    return torch.bfloat16 if device.type == "cuda" or torch.cpu._is_amx_tile_supported() else torch.float32
 
 
 def _logits(
