@@ -69,7 +69,10 @@ class VllmEngine:
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(config, model, device)))
         except Exception as error:
             cause = _last_fault(log) or f"{type(error).__name__}: {' '.join(str(error).split())}"
+            log.unlink(missing_ok=True)
             raise EngineDied(f"vLLM did not start for {model.ref.name}: {cause}") from error
+        finally:
+            Path(os.environ.pop("VLLM_LOGGING_CONFIG_PATH")).unlink()
         return cls(llm, models.load_tokenizer(model.path, config.trust_remote_code), config, model, log=log)
 
     async def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Generation:
@@ -77,11 +80,13 @@ class VllmEngine:
         ids, room = prepare(prompt, sampling, self.tokenizer, self._vocabulary, self.context_length)
         if self.llm is None:
             raise EngineDied("the vLLM engine was closed")
+        from vllm.inputs import tokens_input
+
         final = None
         with self._meter.request():
             try:
                 outputs = self.llm.generate(
-                    {"prompt_token_ids": ids}, self._params(sampling, room), f"raylm-{next(self._names)}"
+                    tokens_input(ids), self._params(sampling, room), f"raylm-{next(self._names)}"
                 )
                 async for output in outputs:
                     final = output
