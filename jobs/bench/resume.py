@@ -1,0 +1,193 @@
+"""Kill processes at random moments and check that a re-run ends with the same bytes.
+
+    python -m jobs.bench.resume [kills] [driver|explorer|trainer ...]
+
+Each trial runs stages of the micro preset (scripted explorer, random tiny Llama), sends SIGKILL to the driver, an
+explorer actor or a training worker, lets the job recover (the driver is started again by the same command), and
+compares every finished file with an undisturbed run's. Repeated work is counted from logs that the processes append to:
+requests of the search by tree and round, optimizer steps of the training.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import json
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jobs import results
+
+CONFIG = "jobs/configs/micro.yaml"
+SLOW_ENGINE = "explorer.script.latency=0.3"
+CHECKPOINT_EVERY = 2
+TARGETS = {"driver": "", "explorer": "MapWorker", "trainer": "RayTrainWorker"}
+LIFETIME = {"explorer": 1.5, "trainer": 3.0}
+"""Seconds within which a worker is killed once its stage is at work."""
+STAGES = ("explore", "synthesize", "finetune")
+GIVE_UP = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One kill and what came of it."""
+
+    target: str
+    stage: str
+    after: float
+    """Seconds from the start of the job to the kill."""
+    killed: bool
+    """False when the job ended before the moment came."""
+    identical: bool
+    repeated: int
+    """Most units that any kill repeated: rounds of one tree, or checkpoint intervals of the training."""
+
+
+def main(kills: int, targets: list[str]) -> None:
+    """Run the trials and write bench/results/resume.json."""
+    with tempfile.TemporaryDirectory(prefix="raylm-resume-") as folder:
+        root = Path(folder)
+        start = time.monotonic()
+        _finish(_start(root / "reference"))
+        duration = time.monotonic() - start
+        reference = _digests(root / "reference")
+        trials = []
+        for target in targets:
+            for number in range(kills):
+                trial = _trial(
+                    root / f"{target}{number}", target, random.Random(f"{target}-{number}"), duration, reference
+                )
+                print(trial, file=sys.stderr, flush=True)
+                trials.append(trial)
+    hits = [trial for trial in trials if trial.killed]
+    figures = {
+        "kills": len(hits),
+        "identical": sum(trial.identical for trial in hits),
+        "max_repeated_units": max((trial.repeated for trial in hits), default=0),
+        "kills_by_target": dict(collections.Counter(trial.target for trial in hits)),
+    }
+    raw: list[dict[str, Any]] = [{name: getattr(trial, name) for name in Trial.__slots__} for trial in trials]
+    print(results.write("bench/results/resume", figures, raw))
+
+
+def _trial(out: Path, target: str, rng: random.Random, duration: float, reference: dict[str, str]) -> Trial:
+    """One job with one kill at a random moment of the target's life."""
+    job = _start(out)
+    family: list[psutil.Process] = []
+    watcher = threading.Thread(target=_follow, args=(job, family), daemon=True)
+    watcher.start()
+    stage, after, killed = _strike(job, target, rng, duration)
+    if killed and target == "driver":
+        watcher.join()
+        _wait_for_orphans(family)
+        job = _start(out)
+    _finish(job)
+    repeated = max(_repeated_rounds(out), _repeated_checkpoints(out))
+    return Trial(target, stage, after, killed, _digests(out) == reference, repeated)
+
+
+def _follow(job: psutil.Popen, family: list[psutil.Process]) -> None:
+    """Remember everything that the job starts, for as long as it lives."""
+    while job.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            family[:] = job.children(recursive=True)
+        time.sleep(0.5)
+
+
+def _start(out: Path) -> psutil.Popen:
+    """The job as a process of its own."""
+    overrides = [SLOW_ENGINE, f"out={out}", f"explorer.request_log={out}.requests", f"finetune.step_log={out}.steps"]
+    command = [sys.executable, "-m", "jobs.pipeline", CONFIG, *overrides]
+    with open(f"{out}.log", "ab") as log:
+        return psutil.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def _strike(job: psutil.Popen, target: str, rng: random.Random, duration: float) -> tuple[str, float, bool]:
+    """Kill the target; returns the stage that was running, the seconds since the start, and whether it was alive."""
+    start = time.monotonic()
+    if target == "driver":
+        victims, delay = [job], rng.uniform(0.05, 0.95) * duration
+    else:
+        victims, delay = _await_workers(job, target), rng.uniform(0.0, LIFETIME[target])
+    time.sleep(delay)
+    alive = [victim for victim in victims if victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE]
+    if not alive:
+        return "", round(time.monotonic() - start, 1), False
+    stage = next((name for name in STAGES if not (Path(_out(job)) / name / "manifest.json").exists()), "")
+    rng.choice(alive).send_signal(signal.SIGKILL)
+    return stage, round(time.monotonic() - start, 1), True
+
+
+def _await_workers(job: psutil.Popen, target: str) -> list[psutil.Process]:
+    """The target's processes once its stage has begun its work."""
+    begun = Path(_out(job) + {"explorer": ".requests", "trainer": ".steps"}[target])
+    while job.poll() is None:
+        if begun.exists():
+            named = [(item, _command(item)) for item in job.children(recursive=True)]
+            return [item for item, command in named if TARGETS[target] in command]
+        time.sleep(0.05)
+    return []
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _out(job: psutil.Popen) -> str:
+    return next(item for item in job.args if item.startswith("out=")).removeprefix("out=")
+
+
+def _finish(job: psutil.Popen) -> None:
+    if job.wait(GIVE_UP):
+        raise RuntimeError(f"the job failed; see {_out(job)}.log")
+
+
+def _wait_for_orphans(family: list[psutil.Process]) -> None:
+    """Let what a killed driver started end by itself; end it by id where it does not."""
+    _, left = psutil.wait_procs(family, timeout=60)
+    for process in left:
+        process.kill()
+
+
+def _digests(out: Path) -> dict[str, str]:
+    """SHA-256 of every finished data file and model file."""
+    files = [file for stage in STAGES for folder in ("data", "model") for file in (out / stage / folder).glob("*")]
+    return {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+
+
+def _repeated_rounds(out: Path) -> int:
+    """Most rounds of one tree that were asked for twice."""
+    lines = [json.loads(line) for line in Path(f"{out}.requests").read_text().splitlines()]
+    times = collections.Counter((_question(line["prompt"]), line["request"]) for line in lines)
+    trees = collections.Counter()
+    for (question, _), count in times.items():
+        trees[question] += count - 1
+    return max(trees.values(), default=0)
+
+
+def _question(prompt: str) -> str:
+    return prompt.rpartition("<|im_start|>user")[2].partition("<|im_end|>")[0]
+
+
+def _repeated_checkpoints(out: Path) -> int:
+    """Checkpoint intervals that the training went through twice, rounded up."""
+    steps = [json.loads(line)["step"] for line in Path(f"{out}.steps").read_text().splitlines()]
+    return -(-(len(steps) - len(set(steps))) // CHECKPOINT_EVERY)
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[2:] or list(TARGETS)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10, chosen)
