@@ -86,6 +86,8 @@ def lines(
         axes.axhline(level[0], color=_INK, linewidth=1.0, linestyle="--", alpha=0.6, label=level[1])
     if log:
         axes.set_yscale("log")
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
     if limits is not None:
         axes.set_ylim(*limits)
     if all(float(at).is_integer() for xs, _ in series.values() for at in xs):

@@ -142,7 +142,8 @@ def test_a_single_mask_has_nothing_to_be_compared_with(finetune_store):
     html = html_of(finetune_store)
     assert "no second to compare it with" in html
     assert "Overlap of the masks" not in html
-    assert "Protected share by depth" in html
+    assert "only mask (step 30)" in html
+    assert "last mask (step" not in html
 
 
 def test_random_overlap_is_that_of_random_masks():

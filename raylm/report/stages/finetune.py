@@ -144,7 +144,8 @@ def _layer_plots(layers: Sequence[Mapping[str, float]], share: float, at: Sequen
         at: optimizer step of every refresh.
     """
     by_block = {}
-    for name, place in {"first mask": 0, "last mask": -1}.items():
+    chosen = {"first mask": 0, "last mask": -1} if len(layers) > 1 else {"only mask": 0}
+    for name, place in chosen.items():
         blocks = _mean_by(
             layers[place], lambda tensor: int(found.group(1)) if (found := _BLOCK.search(tensor)) else None
         )
