@@ -14,7 +14,7 @@ PRESETS = sorted((Path(__file__).parent.parent / "jobs" / "configs").glob("*.yam
 def test_a_preset_resolves_to_all_its_stages(path):
     resolved = config.load(PipelineConfig, [str(path)])
     stages = resolved.stage_configs()
-    assert list(stages)[0] == "evaluate_before"
+    assert next(iter(stages)) == "evaluate_before"
     assert list(stages)[-1] == "evaluate_after"
     assert stages["finetune"].model == resolved.engine.model
     assert stages["synthesize"].evaluation == tuple(item for sources in resolved.suites.values() for item in sources)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raylm.config import Config, runtime
 from raylm.tasks.config import PromptConfig, SourceConfig, VerifierConfig
@@ -16,27 +16,35 @@ class PairConfig(Config):
     max_pairs: int = Field(10, ge=1)
     """Pairs a problem, at most."""
     hard_ratio: float = Field(0.7, ge=0, le=1)
-    """Share of pairs whose negative is wrong; the rest contrast a correct but longer path."""
-    choose: Literal["visits", "longest_prefix"] = "longest_prefix"
-    """Hard negatives: in proportion to visits (released code), or those that share the longest prefix with a
-    correct path, whose last common node is the true pivot (ours)."""
+    """Share of max_pairs for pairs whose negative is wrong; the rest is for correct but longer paths. 1 and 0 leave one
+    kind alone."""
+    choose: Literal["visits", "longest_prefix", "random"] = "longest_prefix"
+    """Hard pairs: the best path against wrong ones drawn in proportion to visits (released code), each wrong path
+    against the correct one with which it shares the longest prefix, where they part being the true pivot (ours), or
+    any correct against any wrong path (for comparison)."""
 
 
 class FilterConfig(Config):
     """What a synthesised chain must pass."""
 
     min_steps: int = Field(1, ge=1)
-    """Fewest steps of a chain."""
+    """Fewest steps (lines that are not empty) of a chain."""
     max_steps: int = Field(32, ge=1)
     """Most steps of a chain."""
     check_arithmetic: bool = True
     """Drop chains with an explicit `a op b = c` that does not hold."""
     dedup_jaccard: float = Field(0.8, gt=0, le=1)
-    """MinHash similarity above which two chains of one problem are the same."""
+    """Share of common word triples above which two chains of one question are the same."""
     max_per_problem: int = Field(4, ge=1)
-    """Chains of one problem, at most."""
+    """Chains of one question, at most."""
     ngram: int = Field(13, ge=1)
     """Length of the word n-grams of decontamination."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> FilterConfig:
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"min_steps {self.min_steps} is above max_steps {self.max_steps}: no chain could pass")
+        return self
 
 
 class SynthesizeConfig(Config):
@@ -53,8 +61,8 @@ class SynthesizeConfig(Config):
     synthesizer: Literal["structural"] = "structural"
     """Who writes the chain: structural grafts the best continuation onto the shared prefix."""
     pitfall: Literal["none", "check", "full"] = "check"
-    """What a chain says at the pivot where the bad path miscalculated: nothing, a check by the inverse operation, or
-    the result to avoid."""
+    """What a chain adds where its pair parts: nothing; a check by the inverse operation (12 - 5 = 7, since 7 + 5 = 12);
+    or also the mistake that it avoids (not 8). Short and regular text suits small models."""
     without_pair: Literal["best_path", "skip"] = "best_path"
     """What becomes of a problem with correct paths and nothing to contrast them with: its best path, or nothing."""
     prompt: PromptConfig = PromptConfig()
@@ -64,10 +72,11 @@ class SynthesizeConfig(Config):
     filters: FilterConfig = FilterConfig()
     """What a chain must pass."""
     evaluation: tuple[SourceConfig, ...] = ()
-    """Evaluation problems: chains that share an n-gram with them are dropped, equal questions refused."""
+    """Evaluation problems: chains that share an n-gram with them are dropped, equal questions are refused. Without any,
+    nothing is decontaminated."""
     verifier: VerifierConfig = VerifierConfig()
     """How synthesised answers are checked."""
     seed: int = 0
     """Seed of the sampling of pairs."""
     parallelism: int = runtime(2, ge=1)
-    """Ray tasks at once."""
+    """Actors that write and verify chains."""

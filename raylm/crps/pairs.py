@@ -1,7 +1,12 @@
-"""Which trajectories of a tree are contrasted. Pure functions of the tree, the config and the seed."""
+"""Which paths of a tree are contrasted. Pure functions of the tree, the config and the seed.
+
+What leaves this module for an analyst or a synthesiser is a `Pair`, which holds no gold answer: nothing that writes
+training text could read one.
+"""
 
 from __future__ import annotations
 
+import collections
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,48 +15,94 @@ from typing import Literal
 import numpy as np
 
 from raylm.crps.config import PairConfig
-from raylm.records import Trajectory, Tree
+from raylm.records import Tree
 
 Contrast = Literal["hard", "soft"]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """A good path and one that is worse."""
+class Path:
+    """One finished path of a tree."""
 
-    anchor: Trajectory
-    negative: Trajectory
+    nodes: tuple[int, ...]
+    """Ids of its nodes, the question left out."""
+    steps: tuple[str, ...]
+    """Texts of its nodes; the last is empty when the model ended its response behind a step that others go on from."""
+    values: tuple[float, ...]
+    """Mean reward at the question and then at each step: one more than there are steps."""
+    visits: int
+    """Visits of its last node."""
+
+    @property
+    def text(self) -> str:
+        """The response."""
+        return "".join(self.steps)
+
+    @property
+    def length(self) -> int:
+        """Steps that say something."""
+        return sum(bool(step.strip()) for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Rescue:
+    """The deepest place at which a wrong path could still have been saved."""
+
+    step: int
+    """Index of the step that should have been another."""
+    node: int
+    """The sibling that leads to a right answer."""
+    text: str
+    """What the sibling says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A good path and one that is worse: all that is known of a problem where training text is written."""
+
+    question: str
+    anchor: Path
+    negative: Path
     contrast: Contrast
     """hard: the negative is wrong; soft: it is right and longer."""
-    shared: int
-    """Steps that both paths begin with."""
+    rescue: Rescue | None = None
+    """None for a soft pair."""
+
+    @property
+    def shared(self) -> int:
+        """Steps that both paths begin with."""
+        return shared_steps(self.anchor, self.negative)
 
     @property
     def pivot_node(self) -> int:
         """The last node on both paths; 0, the question, when they part at once."""
-        return self.anchor.node_ids[self.shared - 1] if self.shared else 0
+        return self.anchor.nodes[self.shared - 1] if self.shared else 0
 
 
-def correct(tree: Tree) -> list[Trajectory]:
-    """Finished paths with a correct answer, in the tree's order."""
-    return [item for item in tree.trajectories if item.verdict == "correct" and item.finish_reason == "stop"]
+def paths(tree: Tree, verdict: str) -> list[Path]:
+    """Finished paths with this verdict, in the order they were found; one that ran out of tokens is not finished."""
+    nodes = {node.id: node for node in tree.nodes}
+    return [
+        Path(
+            nodes=tuple(found.node_ids),
+            steps=tuple(nodes[node].text for node in found.node_ids),
+            values=tuple(nodes[node].value for node in (0, *found.node_ids)),
+            visits=nodes[found.node_ids[-1]].visits,
+        )
+        for found in tree.trajectories
+        if found.verdict == verdict and found.finish_reason == "stop" and found.node_ids
+    ]
 
 
-def wrong(tree: Tree) -> list[Trajectory]:
-    """Finished paths with a wrong answer; a path that ran out of tokens shows no failure to learn from."""
-    return [item for item in tree.trajectories if item.verdict == "wrong" and item.finish_reason == "stop"]
+def rank(good: Sequence[Path]) -> list[Path]:
+    """Best first: fewest steps, then the highest value on the path (source: released code), then node ids."""
+    return sorted(good, key=lambda path: (path.length, -max(path.values[1:]), path.nodes))
 
 
-def rank(tree: Tree, paths: Sequence[Trajectory]) -> list[Trajectory]:
-    """Best first: fewest steps, then the highest value on the path (source: released code), then the text."""
-    values = {node.id: node.value for node in tree.nodes}
-    return sorted(paths, key=lambda item: (len(item.node_ids), -max(map(values.__getitem__, item.node_ids)), item.text))
-
-
-def shared_steps(first: Trajectory, second: Trajectory) -> int:
+def shared_steps(first: Path, second: Path) -> int:
     """How many steps two paths begin with in common."""
     count = 0
-    for left, right in zip(first.node_ids, second.node_ids, strict=False):
+    for left, right in zip(first.nodes, second.nodes, strict=False):
         if left != right:
             break
         count += 1
@@ -59,37 +110,61 @@ def shared_steps(first: Trajectory, second: Trajectory) -> int:
 
 
 def select(tree: Tree, config: PairConfig, seed: int) -> list[Pair]:
-    """At most `max_pairs` pairs, hard ones up to their share first; empty without a correct path or any negative."""
-    good = rank(tree, correct(tree))
+    """Hard pairs up to their share of `max_pairs`, then soft ones up to theirs; a share that is not filled stays so.
+
+    Empty without a correct path, or with nothing to contrast it with.
+    """
+    good, bad = rank(paths(tree, "correct")), paths(tree, "wrong")
     if not good:
         return []
-    hard_limit = max(1, round(config.max_pairs * config.hard_ratio))
-    hard = _hard(tree, good, wrong(tree), config, seed)[:hard_limit]
-    anchor = good[0]
-    soft = [
-        Pair(anchor, item, "soft", shared_steps(anchor, item))
-        for item in good
-        if len(item.node_ids) > len(anchor.node_ids)
-    ]
-    return [*hard, *soft[: config.max_pairs - len(hard)]]
+    hard_limit = round(config.max_pairs * config.hard_ratio)
+    chosen = _choose(good, bad, config.choose, hard_limit, _generator(seed, tree.problem_id))
+    hard = [Pair(tree.question, anchor, path, "hard", _rescue(path, good)) for anchor, path in chosen]
+    soft = [Pair(tree.question, good[0], path, "soft") for path in good if path.length > good[0].length]
+    return [*hard[:hard_limit], *soft[: config.max_pairs - hard_limit]]
 
 
-def _hard(
-    tree: Tree, good: Sequence[Trajectory], bad: Sequence[Trajectory], config: PairConfig, seed: int
-) -> list[Pair]:
-    if config.choose == "longest_prefix":
-        # Each wrong path beside the right one it follows longest: where they part is the true pivot (source: ours).
-        beside = [[Pair(item, path, "hard", shared_steps(item, path)) for item in good] for path in bad]
-        closest = [max(choices, key=lambda pair: pair.shared) for choices in beside]
-        return sorted(closest, key=lambda pair: -pair.shared)
-    visits = {node.id: node.visits for node in tree.nodes}
-    weights = np.array([visits[path.node_ids[-1]] for path in bad], dtype=float)
-    if not weights.sum():
+def _choose(
+    good: Sequence[Path], bad: Sequence[Path], how: str, limit: int, random: np.random.Generator
+) -> list[tuple[Path, Path]]:
+    """(good, wrong) paths in the order of preference."""
+    if how == "longest_prefix":
+        return _by_prefix(good, bad)
+    if how == "random":
+        every = [(anchor, path) for anchor in good for path in bad]
+        return [every[place] for place in random.permutation(len(every))[:limit]]
+    weights = np.array([path.visits for path in bad], dtype=float)
+    if not weights.any():
         weights = np.ones(len(bad))
-    order = _generator(seed, tree.problem_id).choice(
-        len(bad), size=int(np.count_nonzero(weights)), replace=False, p=weights / weights.sum()
-    )
-    return [Pair(good[0], bad[index], "hard", shared_steps(good[0], bad[index])) for index in order]
+    size = min(limit, int(np.count_nonzero(weights)))
+    if not size:
+        return []
+    drawn = random.choice(len(bad), size=size, replace=False, p=weights / weights.sum())
+    return [(good[0], bad[place]) for place in drawn]
+
+
+def _by_prefix(good: Sequence[Path], bad: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Each wrong path beside the right one that it follows longest: where they part is the true pivot.
+
+    One of every pivot comes before a second one of any, so that few pairs still teach many decisions (source: ours).
+    """
+    closest = [(max(good, key=lambda anchor: shared_steps(anchor, path)), path) for path in bad]
+    closest.sort(key=lambda both: (-shared_steps(*both), both[1].nodes))
+    seen: collections.Counter[tuple[int, ...]] = collections.Counter()
+    turns = []
+    for anchor, path in closest:
+        decision = anchor.nodes[: shared_steps(anchor, path) + 1]
+        turns.append((seen[decision], (anchor, path)))
+        seen[decision] += 1
+    return [both for _, both in sorted(turns, key=lambda item: item[0])]
+
+
+def _rescue(path: Path, good: Sequence[Path]) -> Rescue | None:
+    closest = max(good, key=lambda anchor: shared_steps(anchor, path))
+    step = shared_steps(closest, path)
+    if step >= len(closest.nodes):
+        return None
+    return Rescue(step, closest.nodes[step], closest.steps[step])
 
 
 def _generator(seed: int, problem_id: str) -> np.random.Generator:

@@ -1,241 +1,190 @@
-"""The synthesize stage: trees in, verified training chains with lineage and funnel out."""
+"""The synthesize stage: trees in, verified training chains with lineage, funnel and costs out."""
 
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pyarrow as pa
-
-from raylm.config import identity
-from raylm.crps import pairs, reflect
 from raylm.crps.config import SynthesizeConfig
-from raylm.crps.filters import Contamination, fault, unique
-from raylm.crps.synthesize import StructuralSynthesizer
+from raylm.crps.summary import print_funnel
+from raylm.crps.worker import COSTS, STAGES, SynthesizeWorker
 from raylm.errors import UserError
 from raylm.llm.config import ComputeConfig
-from raylm.records import Chain, Message, Problem, Trajectory, Tree, from_table, to_table
+from raylm.records import Chain, Problem, from_table
 from raylm.storage import Manifest, StageRun, Store
+from raylm.tasks.answers import normalize_question
 from raylm.units import Unit, UnitsReport, check_failures, read_unit, run_units, unit_key
 
-if TYPE_CHECKING:
-    from raylm.tasks.verify import VerifierPool
-
 TREES_PER_UNIT = 32
-FUNNEL = ("candidates", "valid", "verified", "clean", "decontaminated", "unique", "selected")
+_LISTED = 10
 
 
 def run(config: SynthesizeConfig) -> Manifest:
-    """Write chains; a second call with the same config and trees returns at once.
+    """Write chains; a second call with the same config and inputs returns at once.
 
     Raises:
-        UserError: the trees are not finished, an evaluation question is among them, or no chain passes.
+        UserError: the trees are missing or not finished, an explored question is an evaluation question, or no chain
+            passes.
     """
     from raylm import report
+    from raylm.tasks.sources import load_problems
 
     source = Store(config.trees)
-    manifest = source.manifest()
-    if manifest is None:
-        raise UserError(f"trees={config.trees}: no finished trees here (manifest.json is missing); run explore first")
-    stage = StageRun("synthesize", config, config.out, {"trees": manifest.digest()})
+    manifest = _trees_manifest(source)
+    evaluation = load_problems(config.evaluation)
+    inputs = {"trees": manifest.digest()} | ({"evaluation": _digest(evaluation)} if evaluation else {})
+    stage = StageRun("synthesize", config, config.out, inputs)
     if stage.finished is None:
-        trees = from_table(Tree, source.read_data())
-        _refuse_overlap(trees, config)
-        starts = range(0, len(trees), TREES_PER_UNIT)
-        units = [Unit(unit_key("synthesize", start), {"start": start}) for start in starts]
-        compute = ComputeConfig(min_workers=1, max_workers=config.parallelism, cpus=1, in_flight=4)
+        explored = _explored(source, manifest)
+        _refuse_overlap([problem for problem, _ in explored], evaluation)
+        units = _units(explored)
         done = run_units(
             units,
             SynthesizeWorker,
-            {"config": config},
+            {"config": config, "questions": [(item.task, item.question) for item in evaluation]},
             stage.store,
-            compute,
+            ComputeConfig(min_workers=1, max_workers=config.parallelism, cpus=1, in_flight=4),
             label="synthesize",
             noun="batches of trees",
+            note=lambda summary: f"{summary['counts'].get('selected', 0)} chains of the newest batch",
         )
         check_failures(done, len(units), 0.0, stage.store, "batches of trees")
-        _finish(stage, config, trees, units, done)
+        _finish(stage, STAGES[config.method], units, done, len(evaluation))
     report.for_stage("synthesize", stage.store)
     assert stage.finished is not None
+    print_funnel(stage.finished)
     return stage.finished
 
 
-class SynthesizeWorker:
-    """Turns a batch of trees into chains that pass every check but those across trees."""
-
-    def __init__(self, config: SynthesizeConfig) -> None:
-        self.config = config
-        self.verifier: VerifierPool | None = None
-        self.trees: list[Tree] = []
-
-    async def start(self) -> None:
-        """Read the trees and the evaluation questions, start the verifier."""
-        from raylm.tasks.sources import load_problems
-        from raylm.tasks.verify import VerifierPool
-
-        self.trees = from_table(Tree, Store(self.config.trees).read_data())
-        questions = [problem.question for problem in load_problems(self.config.evaluation)]
-        self.contamination = Contamination(questions, self.config.filters.ngram)
-        self.verifier = VerifierPool(self.config.verifier)
-
-    async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
-        """Chains of one batch, and the counts of what was dropped on the way."""
-        start = unit.payload["start"]
-        chains: list[Chain] = []
-        counts: collections.Counter[str] = collections.Counter()
-        for tree in self.trees[start : start + TREES_PER_UNIT]:
-            for chain in candidates(tree, self.config, counts):
-                if await self._passes(tree, chain, counts):
-                    chains.append(chain)
-        return to_table(Chain, chains), {"counts": dict(counts)}
-
-    async def _passes(self, tree: Tree, chain: Chain, counts: collections.Counter[str]) -> bool:
-        assert self.verifier is not None
-        response = chain.messages[-1].content
-        problem = Problem(tree.problem_id, tree.task, tree.question, tree.answer, tree.checker, tree.metadata_json)
-        verdict = (await self.verifier.verify(problem, response)).verdict
-        if verdict != "correct":
-            counts[f"dropped_{verdict}"] += 1
-            return False
-        counts["verified"] += 1
-        reason = fault(response, self.config.filters)
-        if reason:
-            counts[f"dropped_{reason}"] += 1
-            return False
-        counts["clean"] += 1
-        if self.contamination.found(tree.question, response):
-            counts["dropped_contaminated"] += 1
-            return False
-        counts["decontaminated"] += 1
-        return True
-
-    async def close(self) -> None:
-        """End the verifier's processes."""
-        if self.verifier is not None:
-            self.verifier.close()
+def _trees_manifest(source: Store) -> Manifest:
+    manifest = source.manifest()
+    if manifest is None:
+        raise UserError(f"trees={source.url}: no finished trees here (manifest.json is missing); run explore first")
+    if manifest.stage != "explore":
+        raise UserError(f"trees={source.url}: this is the artefact of {manifest.stage}; trees are in that of explore")
+    return manifest
 
 
-def candidates(tree: Tree, config: SynthesizeConfig, counts: collections.Counter[str]) -> list[Chain]:
-    """Unverified chains of one tree, counted. Pure: a function of the tree and the config, never of the gold answer."""
-    good = pairs.rank(tree, pairs.correct(tree))
-    counts["problems"] += 1
-    counts["with_correct"] += bool(good)
-    counts["with_wrong"] += bool(pairs.wrong(tree))
-    if config.method != "crps":
-        paths = good if config.method == "rejection" else good[:1]
-        counts["candidates"] += len(paths)
-        counts["valid"] += len(paths)
-        return [_chain(tree, config, path.text, index, path) for index, path in enumerate(paths)]
-    chosen = pairs.select(tree, config.pairs, config.seed)
-    counts["with_pair"] += bool(chosen)
-    if not chosen:
-        lone = good[:1] if config.without_pair == "best_path" else []
-        counts["candidates"] += len(lone)
-        counts["valid"] += len(lone)
-        counts["lone_paths"] += len(lone)
-        return [_chain(tree, config, path.text, 0, path) for path in lone]
-    analyst, synthesizer = reflect.StructuralAnalyst(), StructuralSynthesizer(config.pitfall)
-    chains = []
-    for index, pair in enumerate(chosen):
-        counts["candidates"] += 1
-        critique = analyst.reflect(tree, pair)
-        if reflect.problems(critique, tree, pair):
-            counts["dropped_critique"] += 1
-            continue
-        counts["valid"] += 1
-        text = synthesizer.write(tree, pair, critique)
-        chains.append(_chain(tree, config, text, index, pair.anchor, pair=pair, critique=critique))
-    return chains
+def _explored(source: Store, manifest: Manifest) -> list[tuple[Problem, tuple[str, int]]]:
+    """The problem of every tree, without its answer, and the file and row where the tree is."""
+    found = []
+    for name in sorted(name for name in manifest.outputs if name.startswith("data/") and name.endswith(".parquet")):
+        table = source.read_table(name).select(["problem_id", "task", "question"])
+        for row, item in enumerate(table.to_pylist()):
+            found.append((Problem(item["problem_id"], item["task"], item["question"], ""), (name, row)))
+    if not found:
+        raise UserError(f"trees={source.url}: the artefact holds no trees")
+    return found
 
 
-def _chain(
-    tree: Tree,
-    config: SynthesizeConfig,
-    text: str,
-    index: int,
-    anchor: Trajectory,
-    *,
-    pair: pairs.Pair | None = None,
-    critique: reflect.Critique | None = None,
-) -> Chain:
-    asked = [Message(**message) for message in config.prompt.messages(tree.question)]
-    return Chain(
-        id=unit_key("chain", json.dumps(identity(config), sort_keys=True), tree.id, index),
-        messages=[*asked, Message("assistant", text.rstrip("\n"))],
-        problem_id=tree.problem_id,
-        task=tree.task,
-        tree_id=tree.id,
-        method=config.method,
-        contrast=pair.contrast if pair else "none",
-        anchor_nodes=anchor.node_ids,
-        negative_nodes=pair.negative.node_ids if pair else [],
-        pivot_node=pair.pivot_node if pair else -1,
-        critique_json=critique.model_dump_json() if critique else "{}",
-        critique_hash=critique.digest() if critique else "",
-        verdict="correct",
-        explorer_model=tree.model,
-        explorer_revision=tree.revision,
-        analyst=config.analyst if critique else "none",
-        synthesizer=config.synthesizer if critique else "none",
-        seed=config.seed,
-        tokens=0,
-    )
+def _refuse_overlap(explored: Sequence[Problem], evaluation: Sequence[Problem]) -> None:
+    from raylm.tasks.sources import overlap
 
-
-def _refuse_overlap(trees: Sequence[Tree], config: SynthesizeConfig) -> None:
-    from raylm.tasks.sources import load_problems, overlap
-
-    if not config.evaluation:
-        return
-    explored = [Problem(tree.problem_id, tree.task, tree.question, tree.answer) for tree in trees]
-    shared = overlap(explored, load_problems(config.evaluation))
+    shared = overlap(explored, evaluation)
     if shared:
-        listed = ", ".join(problem.id for problem in shared[:5])
-        raise UserError(f"{len(shared)} explored problems are evaluation questions ({listed}); explore other problems")
+        listed = "; ".join(f"{item.id} {_short(item.question)!r}" for item in shared[:_LISTED])
+        more = f"; and {len(shared) - _LISTED} more" if len(shared) > _LISTED else ""
+        raise UserError(
+            f"trees: {len(shared)} explored questions are evaluation questions ({listed}{more}); explore other "
+            "problems, or evaluate on others (other seeds, offsets, splits, or part: train and part: test)"
+        )
+
+
+def _short(question: str) -> str:
+    return question if len(question) < 80 else question[:77] + "..."
+
+
+def _units(explored: Sequence[tuple[Problem, tuple[str, int]]]) -> list[Unit]:
+    """Batches of trees in their order; trees of one question share a batch, where their chains are compared."""
+    questions: dict[str, list[tuple[str, int]]] = {}
+    for problem, place in explored:
+        questions.setdefault(normalize_question(problem.question), []).append(place)
+    batches: list[list[list[tuple[str, int]]]] = [[]]
+    for places in questions.values():
+        if sum(map(len, batches[-1])) >= TREES_PER_UNIT:
+            batches.append([])
+        batches[-1].append(places)
+    return [
+        Unit(unit_key("synthesize", number), {"questions": questions_of_batch})
+        for number, questions_of_batch in enumerate(batches)
+    ]
 
 
 def _finish(
-    stage: StageRun, config: SynthesizeConfig, trees: Sequence[Tree], units: Sequence[Unit], done: UnitsReport
+    stage: StageRun, stages: Sequence[str], units: Sequence[Unit], done: UnitsReport, evaluation_questions: int
 ) -> None:
     counts: collections.Counter[str] = collections.Counter()
     for unit in units:
         counts.update(done.summaries[unit.key]["counts"])
-    by_problem: dict[str, list[Chain]] = {}
-    for unit in units:
-        for chain in from_table(Chain, read_unit(stage.store, unit.key)):
-            by_problem.setdefault(chain.problem_id, []).append(chain)
-    distinct = {problem: unique(chains, config.filters.dedup_jaccard) for problem, chains in by_problem.items()}
-    selected = [chain for chains in distinct.values() for chain in chains[: config.filters.max_per_problem]]
-    counts["unique"] = sum(map(len, distinct.values()))
-    counts["selected"] = len(selected)
-    funnel = (
-        {name: counts[name] for name in ("problems", "with_correct", "with_pair")}
-        if config.method == "crps"
-        else {name: counts[name] for name in ("problems", "with_correct")}
-    )
-    funnel |= {name: counts[name] for name in FUNNEL}
-    if not selected:
+    funnel = {name: counts[name] for name in stages}
+    figures = _figures(counts) | {"evaluation_questions": evaluation_questions}
+    if not counts["selected"]:
+        reached = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in funnel.items())
+        drops = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in figures["dropped"].items())
         raise UserError(
-            f"no chain passed ({', '.join(f'{key} {value}' for key, value in funnel.items())}); search longer"
+            f"no chain passed ({reached}; dropped: {drops or 'none'}); search longer, or on easier problems, or loosen "
+            "what drops most"
         )
-    lines = [
-        json.dumps({"messages": [asdict(message) for message in chain.messages], "id": chain.id}) for chain in selected
-    ]
-    stage.store.write_bytes("chains.jsonl", ("\n".join(lines) + "\n").encode())
-    rows = stage.write_rows([to_table(Chain, selected)])
+    tables = [read_unit(stage.store, unit.key) for unit in units]
+    rows = stage.write_rows(tables)
+    stage.store.write_bytes("chains.jsonl", _jsonl(chain for table in tables for chain in from_table(Chain, table)))
+    figures["contrast"] = _tally(value for table in tables for value in table.column("contrast").to_pylist())
     stage.finish(
         rows,
         files=("chains.jsonl",),
-        timing={"seconds": done.seconds, "trees_per_second": len(trees) / done.seconds if done.seconds else 0.0},
+        timing={
+            "seconds": done.seconds,
+            "resumed": done.resumed,
+            "trees_per_second": counts["problems"] / done.seconds if done.seconds else 0.0,
+        },
         funnel=funnel,
         tokens={"analyst": 0, "synthesizer": 0},
-        figures={
-            "dropped": {name: count for name, count in sorted(counts.items()) if name.startswith("dropped_")},
-            "contrast": dict(sorted(collections.Counter(chain.contrast for chain in selected).items())),
-            "without_wrong": counts["problems"] - counts["with_wrong"],
-            "lone_paths": counts["lone_paths"],
-        },
+        figures=figures,
     )
+
+
+def _figures(counts: collections.Counter[str]) -> dict[str, Any]:
+    """What was counted beside the funnel: drops by reason, problems without contrast, costs."""
+
+    def group(prefix: str) -> dict[str, int]:
+        return {name.partition(":")[2]: counts[name] for name in sorted(counts) if name.startswith(f"{prefix}:")}
+
+    explorer = {name: counts[name] for name in COSTS}
+    spent = counts["generated_tokens"]
+    return {
+        "dropped": group("dropped"),
+        "paths": group("paths"),
+        "failure_types": group("failure"),
+        "without_correct": counts["problems"] - counts["with_correct"],
+        "without_wrong": counts["problems"] - counts["with_wrong"],
+        "pairs": counts["pairs"],
+        "lone_paths": counts["lone_paths"],
+        "problems_selected": counts["problems_selected"],
+        "cost": {
+            "explorer": explorer,
+            "tokens_per_verified_chain": spent / counts["verified"] if counts["verified"] else None,
+            "tokens_per_selected_chain": spent / counts["selected"] if counts["selected"] else None,
+        },
+    }
+
+
+def _jsonl(chains: Iterable[Chain]) -> bytes:
+    """Chains in the chat form that trainers load, one JSON object a line, with the lineage that a row needs."""
+    lines = []
+    for chain in chains:
+        row = {"messages": [asdict(message) for message in chain.messages]}
+        row |= {name: getattr(chain, name) for name in ("id", "problem_id", "task", "tree_id", "method", "contrast")}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return "".join(lines).encode()
+
+
+def _tally(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(collections.Counter(values).items()))
+
+
+def _digest(problems: Sequence[Problem]) -> str:
+    return hashlib.sha256(json.dumps([[item.task, item.question] for item in problems]).encode()).hexdigest()[:16]

@@ -95,6 +95,7 @@ class DeepSpeedEngine:
         settings = {
             "train_micro_batch_size_per_gpu": config.micro_batch,
             "gradient_accumulation_steps": micro,
+            "gradient_clipping": 0.0,  # it clips to 1 unless told not to; ours comes after importance was measured
             "zero_optimization": {"stage": config.zero},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,

@@ -172,7 +172,7 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path, reference):
         run(config(tmp_path / "a", engine={"kind": "scripted", "model": "micro", "context": 140}))
     with pytest.raises(UserError, match=r"holds a run with other settings \(config.seed: 0 -> 1"):
         run(config(reference[0], seed=1))
-    with pytest.raises(UserError, match="no reasoning-gym task 'chain_sumo'; nearest: chain_sum"):
+    with pytest.raises(UserError, match="no reasoning-gym task 'chain_sumo'; did you mean chain_sum"):
         run(config(tmp_path / "b", problems=[{"name": "chain_sumo", "limit": 3}]))
     with pytest.raises(UserError, match=r"search\.temperature"):
         config(tmp_path / "c", search={"temperature": 0})

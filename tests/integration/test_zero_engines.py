@@ -32,7 +32,10 @@ def _config(**changes):
 
 
 def _train(config, rank=0, world=1):
-    """Train a few steps; checks after each that what was protected has not moved. Returns the weights and mask rows."""
+    """Train a few steps; checks after each that what was protected has not moved.
+
+    Returns the weights, the mask rows and the gradient norms.
+    """
     from raylm.train.loop import DeepSpeedEngine, TorchEngine
 
     path = models.resolve("micro").path
@@ -41,11 +44,11 @@ def _train(config, rank=0, world=1):
     model = build_model(str(path), config)
     engine = DeepSpeedEngine(model, config, world) if config.engine == "deepspeed" else TorchEngine(model, config)
     trainer = Trainer(config, engine, samples, Plan(len(samples), config), 0, ranks=(rank, world))
-    isolation, rows, held = engine.optimizer.isolation, [], 0
+    isolation, rows, norms, held = engine.optimizer.isolation, [], [], 0
     for step in range(STEPS):
         before = [param.detach().clone().view(-1) for param in engine.flat_parameters()]
         masks = [part.mask for part in isolation._parts] if isolation else []
-        trainer.step(step)
+        norms.append(trainer.step(step)["grad_norm"])
         for old, param, mask in zip(before, engine.flat_parameters(), masks, strict=False):
             if mask is not None:
                 held += int(mask.sum())
@@ -54,7 +57,7 @@ def _train(config, rank=0, world=1):
         if isolation and isolation.due(step + 1):
             rows.append(isolation.refresh(step + 1))
     assert bool(held) == bool(isolation and config.isolation.protect)
-    return {name: param.detach().float().cpu() for name, param in engine.model.named_parameters()}, rows
+    return {name: param.detach().float().cpu() for name, param in engine.model.named_parameters()}, rows, norms
 
 
 def _process(rank, port, changes, folder):
@@ -62,8 +65,8 @@ def _process(rank, port, changes, folder):
     os.environ |= {"WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    weights, rows = _train(_config(**changes), rank, 2)
-    torch.save({"weights": weights, "rows": rows}, f"{folder}/rank{rank}.pt")
+    weights, rows, norms = _train(_config(**changes), rank, 2)
+    torch.save({"weights": weights, "rows": rows, "norms": norms}, f"{folder}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -78,7 +81,9 @@ def _on_two(tmp_path, **changes):
 @pytest.mark.parametrize("zero", [1, 2])
 def test_two_partitions_train_like_one_process_and_hold_what_is_protected(tmp_path, zero):
     ranks = _on_two(tmp_path, zero=zero)
-    alone, rows = _train(_config(engine="torch", workers=1))
+    alone, rows, norms = _train(_config(engine="torch", workers=1))
+    assert ranks[0]["norms"] == ranks[1]["norms"]
+    assert ranks[0]["norms"][0] == pytest.approx(norms[0], rel=1e-4)  # before clipping, which nobody does for us
     assert [row["entered"] for row in ranks[0]["rows"]] == [row["entered"] for row in ranks[1]["rows"]]
     for name, weight in alone.items():
         assert torch.equal(ranks[0]["weights"][name], ranks[1]["weights"][name])
@@ -105,7 +110,7 @@ def test_adapters_train_alone_and_are_isolated(tmp_path):
 def test_micro_batches_do_not_change_the_gradient():
     """The loss is a mean over the global batch's label tokens, however it is cut."""
     off = {"enabled": False}
-    whole, _ = _train(_config(engine="torch", workers=1, micro_batch=4, isolation=off, lr=1e-4))
-    split, _ = _train(_config(engine="torch", workers=1, micro_batch=1, isolation=off, lr=1e-4))
+    whole, *_ = _train(_config(engine="torch", workers=1, micro_batch=4, isolation=off, lr=1e-4))
+    split, *_ = _train(_config(engine="torch", workers=1, micro_batch=1, isolation=off, lr=1e-4))
     for name, weight in whole.items():
         assert (weight - split[name]).abs().max() < 1e-5

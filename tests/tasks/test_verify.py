@@ -61,7 +61,7 @@ def own(response, name=OWN):
 
 
 def gone(pid):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return True
@@ -167,23 +167,23 @@ def test_risky_checks_agree_with_the_pure_ones(pool):
     pairs = [(item, f"So.\nAnswer: {answer}") for item in task for answer in (item.answer, "1.5", "zzz")]
     pairs += [(problem(), f"Answer: {answer}") for answer in ("\\frac{36}{2}", "3 \\times 6", "\\sqrt{2}", "x")]
     pairs += [own("yes it is", "own_checkers:says_yes"), own("no", "own_checkers:says_yes")]
-    found = ask(pool(workers=2), *pairs)
+    found = ask(pool(workers=2, timeout=100), *pairs)
     assert [item.verdict for item in found] == [check(*pair) for pair in pairs]
     assert {item.reason for item in found} == {""}
 
 
 def test_the_math_verify_trap_is_killed_and_the_next_check_is_right(pool):
-    found = ask(pool(timeout=2), (problem(), TRAP), (problem(), "Answer: \\frac{36}{2}"))
+    found = ask(pool(timeout=5), (problem(), TRAP), (problem(), "Answer: \\frac{36}{2}"))
     assert found[0].answer == "10^{10^{10}}"
-    assert (found[0].verdict, found[0].reason) == ("unverifiable", "the check took longer than 2 s")
+    assert (found[0].verdict, found[0].reason) == ("unverifiable", "the check took longer than 5 s")
     assert found[1].verdict == "correct"
 
 
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("spin", "took longer than 1 s"),
-        ("hold", "took longer than 1 s"),
+        ("spin", "took longer than 3 s"),
+        ("hold", "took longer than 3 s"),
         ("exit", "exit code 3"),
         ("segfault", "SIGSEGV"),
         ("eat", "out of memory"),
@@ -196,7 +196,8 @@ def test_the_math_verify_trap_is_killed_and_the_next_check_is_right(pool):
 )
 def test_a_failing_check_costs_one_verdict(pool, what, words):
     others = [own(f"ok {index}") for index in range(6)]
-    found = ask(pool(timeout=1, memory=1), *others[:3], own(what), *others[3:])
+    timeout = 3 if what in ("spin", "hold") else 100
+    found = ask(pool(timeout=timeout, memory=1), *others[:3], own(what), *others[3:])
     assert found[3].verdict == "unverifiable"
     assert words in found[3].reason
     assert found[3].reason
@@ -205,7 +206,7 @@ def test_a_failing_check_costs_one_verdict(pool, what, words):
 
 def test_many_failures_among_many_checks_lose_nothing(pool):
     pairs = [own(f"exit {index}" if index % 5 == 0 else f"ok {index}") for index in range(60)]
-    found = ask(pool(workers=2), *pairs)
+    found = ask(pool(workers=2, timeout=100), *pairs)
     assert [item.verdict for item in found] == ["unverifiable" if index % 5 == 0 else "correct" for index in range(60)]
 
 
@@ -309,7 +310,7 @@ def test_close_ends_hanging_checks_and_refuses_new_ones(pool):
 
 
 def test_what_a_killed_check_started_dies_with_it(pool, tmp_path):
-    found = ask(pool(timeout=2), own(f"family {tmp_path / 'pid'}"))
+    found = ask(pool(timeout=4), own(f"family {tmp_path / 'pid'}"))
     assert found[0].verdict == "unverifiable"
     assert gone(int((tmp_path / "pid").read_text()))
 
