@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 
@@ -11,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 LINE_EVERY = 10.0
+BEAT = 30.0
+"""Seconds after which a line is repeated although nothing was finished, so that a log shows life."""
 
 
 def format_seconds(seconds: float) -> str:
@@ -35,6 +38,7 @@ class Progress:
         self._start = self._last_line = time.monotonic()
         self._note = ""
         self._bar: RichProgress | None = None
+        self._ended = threading.Event()
         if sys.stderr.isatty():
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
@@ -54,8 +58,10 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._bar is not None:
             self._bar.start()
-        elif self._resumed:
+            return self
+        if self._resumed:
             print(f"{self.label}: {self._resumed} of {self.total} {self.unit} were done before", file=sys.stderr)
+        threading.Thread(target=self._beat, name="raylm-progress", daemon=True).start()
         return self
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -65,12 +71,17 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, state=self._state())
         elif time.monotonic() - self._last_line >= LINE_EVERY:
-            self._last_line = time.monotonic()
             self._print_line()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(1.0):
+            if time.monotonic() - self._last_line >= BEAT:
+                self._print_line()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         if self._bar is not None:
             self._bar.stop()
         elif kind is None:
@@ -86,5 +97,6 @@ class Progress:
         return "  ".join(part for part in (speed, left, self._note) if part)
 
     def _print_line(self) -> None:
+        self._last_line = time.monotonic()
         line = f"{self.label}: {self.done}/{self.total} {self.unit} in {format_seconds(self.elapsed)}"
         print(f"{line}  {self._state()}", file=sys.stderr, flush=True)

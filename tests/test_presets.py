@@ -27,3 +27,10 @@ def test_stage_fields_that_the_pipeline_sets_are_refused():
     data = {"suites": {"s": [source]}, "explore": {"problems": [source], "out": "x"}}
     with pytest.raises(Exception, match=r"explore\.out is set by the pipeline"):
         config.build(PipelineConfig, data)
+
+
+def test_a_sections_own_compute_wins_over_the_shared_one():
+    resolved = config.load(PipelineConfig, ["jobs/configs/micro.yaml", "explore.compute={in_flight: 3}"])
+    stages = resolved.stage_configs()
+    assert stages["explore"].compute.in_flight == 3
+    assert stages["evaluate_before"].compute == stages["evaluate_after"].compute == resolved.compute

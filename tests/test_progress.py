@@ -1,6 +1,7 @@
 """Progress lines on a plain stream."""
 
 import itertools
+import time
 
 import pytest
 
@@ -30,3 +31,10 @@ def test_a_failed_stage_prints_no_closing_line(capsys):
     with pytest.raises(RuntimeError), progress.Progress("explore", 2, "trees"):
         raise RuntimeError
     assert capsys.readouterr().err == ""
+
+
+def test_a_log_shows_life_while_nothing_is_finished(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "BEAT", 0.0)
+    with progress.Progress("explore", 2, "trees"):
+        time.sleep(1.5)
+    assert capsys.readouterr().err.splitlines()[0].startswith("explore: 0/2 trees in 1s")

@@ -81,7 +81,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str,
     figures["tokens_per_verified_chain"] = total["generated"] / total["correct"] if total["correct"] else None
     for arm in ("search", "flat", "serial"):
         figures[f"{arm}_tokens_per_second"] = statistics.fmean(row[arm]["rate"] for row in rows)
-    return figures, {name: _interval(each) for name, each in ratios.items() if len(each) > 1}
+    return figures, {name: interval(each) for name, each in ratios.items() if len(each) > 1}
 
 
 def _by_cpu(arm: dict[str, Any]) -> float:
@@ -89,7 +89,8 @@ def _by_cpu(arm: dict[str, Any]) -> float:
     return arm["generated"] / arm["cpu_seconds"]
 
 
-def _interval(ratios: Sequence[float]) -> list[float]:
+def interval(ratios: Sequence[float]) -> list[float]:
+    """95% interval of the geometric mean of ratios, by Student's t on their logarithms."""
     logs = [math.log(ratio) for ratio in ratios]
     half = _T95[len(logs) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
     return [math.exp(statistics.fmean(logs) + sign * half) for sign in (-1, 1)]

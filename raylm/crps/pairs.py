@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,9 +94,14 @@ def paths(tree: Tree, verdict: str) -> list[Path]:
     ]
 
 
-def rank(good: Sequence[Path]) -> list[Path]:
-    """Best first: fewest steps, then the highest value on the path (source: released code), then node ids."""
-    return sorted(good, key=lambda path: (path.length, -max(path.values[1:]), path.nodes))
+def correct_paths(tree: Tree, unfit: Callable[[Path], bool] = lambda path: False) -> list[Path]:
+    """Correct paths, best first: fewest steps, then the highest value on the path (source: released code), then ids.
+
+    Those that are `unfit` to be trained on, such as a right answer behind wrong sums, are left out unless all are.
+    """
+    good = paths(tree, "correct")
+    ranked = sorted(good, key=lambda path: (path.length, -max(path.values[1:]), path.nodes))
+    return [path for path in ranked if not unfit(path)] or ranked
 
 
 def shared_steps(first: Path, second: Path) -> int:
@@ -109,12 +114,12 @@ def shared_steps(first: Path, second: Path) -> int:
     return count
 
 
-def select(tree: Tree, config: PairConfig, seed: int) -> list[Pair]:
+def select(tree: Tree, config: PairConfig, seed: int, unfit: Callable[[Path], bool] = lambda path: False) -> list[Pair]:
     """Hard pairs up to their share of `max_pairs`, then soft ones up to theirs; a share that is not filled stays so.
 
-    Empty without a correct path, or with nothing to contrast it with.
+    Empty without a correct path, or with nothing to contrast it with. Anchors are `correct_paths`.
     """
-    good, bad = rank(paths(tree, "correct")), paths(tree, "wrong")
+    good, bad = correct_paths(tree, unfit), paths(tree, "wrong")
     if not good:
         return []
     hard_limit = round(config.max_pairs * config.hard_ratio)

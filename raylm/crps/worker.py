@@ -123,7 +123,11 @@ class SynthesizeWorker:
 def candidates(tree: Tree, config: SynthesizeConfig, counts: Counts) -> list[Chain]:
     """Unverified chains of one tree, counted. Pure: nothing of it depends on the gold answer."""
     _count_paths(tree, counts)
-    good = pairs.rank(pairs.paths(tree, "correct"))
+
+    def unfit(path: pairs.Path) -> bool:
+        return bool(fault(path.text.rstrip(), tree.question, config.filters))
+
+    good = pairs.correct_paths(tree, unfit)
     counts["problems"] += 1
     counts["with_correct"] += bool(good)
     counts["with_wrong"] += bool(pairs.paths(tree, "wrong"))
@@ -132,7 +136,7 @@ def candidates(tree: Tree, config: SynthesizeConfig, counts: Counts) -> list[Cha
     elif config.method == "best_path":
         lone = good[:1]
     else:
-        chosen = pairs.select(tree, config.pairs, config.seed)
+        chosen = pairs.select(tree, config.pairs, config.seed, unfit)
         if chosen:
             return _contrast(tree, chosen, config, counts)
         lone = good[:1] if config.without_pair == "best_path" else []

@@ -13,10 +13,10 @@ from raylm.tasks.config import PromptConfig, SourceConfig, VerifierConfig
 from raylm.train.config import FinetuneConfig
 
 WIRED = {
-    "explore": ("out", "engine", "verifier", "compute", "seed"),
+    "explore": ("out", "engine", "verifier", "seed"),
     "synthesize": ("trees", "out", "prompt", "evaluation", "verifier", "seed"),
     "finetune": ("chains", "out", "model", "revision", "trust_remote_code", "seed"),
-    "evaluate": ("out", "model", "suites", "prompt", "engine", "verifier", "compute", "seed", "baseline"),
+    "evaluate": ("out", "model", "suites", "prompt", "engine", "verifier", "seed", "baseline"),
 }
 """Fields of a stage that the pipeline sets; they may not be given in the stage's section."""
 
@@ -35,19 +35,19 @@ class PipelineConfig(Config):
     suites: dict[str, tuple[SourceConfig, ...]] = Field(..., min_length=1)
     """Evaluation problems by suite, for instance in_domain and out_of_domain. No training chain may overlap them."""
     explore: ExploreConfig
-    """Search; its prompt may hold worked examples. Engine, verifier, compute and seed come from the pipeline."""
+    """Search; its prompt may hold worked examples. Engine, verifier and seed come from the pipeline."""
     synthesize: SynthesizeConfig = SynthesizeConfig()
     """Synthesis. Paths, prompt, verifier and seed come from the pipeline."""
     finetune: FinetuneConfig = FinetuneConfig()
     """Training. Paths, model and seed come from the pipeline."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """Evaluation. Paths, model, suites, prompt, engine, verifier, compute and seed come from the pipeline."""
+    """Evaluation. Paths, model, suites, prompt, engine, verifier and seed come from the pipeline."""
     compare_prompted: bool = True
     """Also evaluate the untouched model with the search's prompt, so that a gain which is only the format shows."""
     verifier: VerifierConfig = VerifierConfig()
     """How answers are checked."""
     compute: ComputeConfig = ComputeConfig()
-    """Ray actors of the search and the evaluations."""
+    """Ray actors of the search and the evaluations; a `compute` of their own sections wins."""
     seed: int = 0
     """Seed of every stage."""
 
@@ -65,11 +65,12 @@ class PipelineConfig(Config):
     def stage_configs(self) -> dict[str, Config]:
         """The config of every stage in the order they run, by the name of its sub-directory."""
         shared = {"verifier": self.verifier, "seed": self.seed}
-        generation = {**shared, "engine": self.engine, "compute": self.compute}
+        generation = {**shared, "engine": self.engine}
         evaluation = tuple(source for sources in self.suites.values() for source in sources)
         before = self.evaluate.model_copy(
             update={
                 **generation,
+                "compute": self._compute(self.evaluate),
                 "out": f"{self.out}/evaluate_before",
                 "model": self.engine.model,
                 "suites": self.suites,
@@ -82,7 +83,12 @@ class PipelineConfig(Config):
                 update={"out": f"{self.out}/evaluate_prompted", "prompt": self.explore.prompt}
             )
         stages["explore"] = self.explore.model_copy(
-            update={**generation, "engine": self.explorer or self.engine, "out": f"{self.out}/explore"}
+            update={
+                **generation,
+                "engine": self.explorer or self.engine,
+                "compute": self._compute(self.explore),
+                "out": f"{self.out}/explore",
+            }
         )
         stages["synthesize"] = self.synthesize.model_copy(
             update={
@@ -111,3 +117,6 @@ class PipelineConfig(Config):
             }
         )
         return stages
+
+    def _compute(self, section: ExploreConfig | EvaluateConfig) -> ComputeConfig:
+        return section.compute if "compute" in section.model_fields_set else self.compute

@@ -120,6 +120,11 @@ class Isolation:
                 layers[self.names.index(segment.name)] += torch.tensor([int(inside.sum()), segment.length])
         return self._row(step, threshold, counts, layers, fresh)
 
+    def bytes(self) -> int:
+        """Memory of this rank's importance and masks."""
+        kept = [tensor for part in self._parts for tensor in (part.importance, part.mask, part.first)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept if tensor is not None)
+
     def state_dict(self) -> dict[str, Any]:
         """Importance and masks of this rank."""
         return {

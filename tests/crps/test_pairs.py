@@ -1,6 +1,7 @@
 """Pairs: the anchor, hard and soft negatives, true pivots, and what is never contrasted."""
 
 import collections
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -15,19 +16,33 @@ SLIPS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), max_size=12)
 
 
 def test_the_anchor_is_the_correct_path_with_the_fewest_steps(tree):
-    found = pairs.rank(pairs.paths(tree("5 + 7?", [(LONG, "correct"), (SHORT, "correct")]), "correct"))
+    found = pairs.correct_paths(tree("5 + 7?", [(LONG, "correct"), (SHORT, "correct")]))
     assert [path.text for path in found] == [SHORT, LONG]
 
 
 def test_ties_go_to_the_highest_value_on_the_path_and_then_to_the_node_ids(tree):
     low, high = "5 + 7 = 12\nAnswer: 12", "7 + 5 = 12\nAnswer: 12"
     responses = [(low, "correct"), (low.replace("Answer: 12", "Answer: 13"), "wrong"), (high, "correct")]
-    values = {path.text: max(path.values[1:]) for path in pairs.paths(tree("5 + 7?", responses), "correct")}
+    grown = tree("5 + 7?", responses)
+    values = {path.text: max(path.values[1:]) for path in pairs.paths(grown, "correct")}
     assert values[low] == values[high] == 1.0  # the leaves; node ids decide
-    assert pairs.rank(pairs.paths(tree("5 + 7?", responses), "correct"))[0].text == low
-    shaky = pairs.paths(tree("5 + 7?", responses), "correct")
-    shaky = [pairs.Path(path.nodes, path.steps, (0.5, 0.4 + 0.1 * n, 0.6 + 0.1 * n), 1) for n, path in enumerate(shaky)]
-    assert pairs.rank(shaky)[0].text == high
+    assert pairs.correct_paths(grown)[0].text == low
+    doubted = grown.trajectories[0].node_ids[-1]
+    nodes = [replace(node, value_sum=node.visits * 0.4) if node.id == doubted else node for node in grown.nodes]
+    assert pairs.correct_paths(replace(grown, nodes=nodes))[0].text == high
+
+
+def test_what_is_unfit_for_training_is_an_anchor_only_when_nothing_else_is(tree):
+    lucky = "5 + 7 = 14\nAnswer: 12"
+    grown = tree("5 + 7?", [(lucky, "correct"), (LONG, "correct"), ("5 + 7 = 13\nAnswer: 13", "wrong")])
+
+    def unfit(path):
+        return path.text == lucky
+
+    assert [path.text for path in pairs.correct_paths(grown, unfit)] == [LONG]
+    assert {pair.anchor.text for pair in pairs.select(grown, PairConfig(), 0, unfit)} == {LONG}
+    alone = tree("5 + 7?", [(lucky, "correct")])
+    assert [path.text for path in pairs.correct_paths(alone, unfit)] == [lucky]
 
 
 def test_an_empty_last_step_does_not_count_as_a_step():
