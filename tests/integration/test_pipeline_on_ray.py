@@ -11,27 +11,35 @@ from pathlib import Path
 
 import pytest
 
+from raylm.config import load
+from raylm.pipeline.config import PipelineConfig
+
 ROOT = Path(__file__).parent.parent.parent
+CONFIG = "jobs/configs/micro.yaml"
 STAGES = ("evaluate_before", "explore", "synthesize", "finetune", "evaluate_after")
 
 
-def _start(out, *overrides):
-    command = [sys.executable, "-m", "jobs.pipeline", "jobs/configs/micro.yaml", f"out={out}", *overrides]
+def _start(module, *arguments):
+    command = [sys.executable, "-m", module, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
-def _digests(out):
-    files = [file for stage in STAGES for folder in ("data", "model") for file in (out / stage / folder).glob("*")]
-    return {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+def _pipeline(out, *overrides):
+    return _start("jobs.pipeline", CONFIG, f"out={out}", *overrides)
+
+
+def _digests(stage):
+    files = [file for folder in ("data", "model") for file in (stage / folder).glob("*")]
+    return {str(file.relative_to(stage)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """An undisturbed run: its directory and what it printed."""
     out = tmp_path_factory.mktemp("pipeline") / "run"
-    job = _start(out)
+    job = _pipeline(out)
     printed, _ = job.communicate(timeout=500)
     assert job.returncode == 0, printed
     return out, printed
@@ -62,7 +70,7 @@ def test_training_lowered_the_loss_and_moved_a_mask(finished):
 def test_a_second_run_only_repeats_the_summary(finished):
     out, _ = finished
     before = {file: file.stat().st_mtime_ns for file in out.glob("*/data/*")}
-    job = _start(out)
+    job = _pipeline(out)
     printed, _ = job.communicate(timeout=300)
     assert job.returncode == 0, printed
     assert printed.count("done before, skipped") == 6
@@ -70,9 +78,12 @@ def test_a_second_run_only_repeats_the_summary(finished):
 
 
 def test_a_driver_killed_while_training_goes_on_to_the_same_bytes(finished, tmp_path):
-    """Search, synthesis and training are functions of the config; a kill in the middle of training changes nothing."""
-    steps = tmp_path / "steps"
-    job = _start(tmp_path / "run", f"finetune.step_log={steps}")
+    """Training is a function of the config and the chains; a kill in the middle of it changes nothing."""
+    reference, steps = finished[0] / "finetune", tmp_path / "steps"
+    stage = load(PipelineConfig, [CONFIG]).stage_configs()["finetune"].model_dump(mode="json")
+    stage |= {"chains": str(finished[0] / "synthesize"), "out": str(tmp_path / "finetune"), "step_log": str(steps)}
+    (tmp_path / "finetune.yaml").write_text(json.dumps(stage))
+    job = _start("jobs.finetune", str(tmp_path / "finetune.yaml"))
     deadline = time.monotonic() + 400
     while not (steps.exists() and len(steps.read_text().splitlines()) >= 5):
         assert job.poll() is None, job.communicate()[0]
@@ -81,18 +92,17 @@ def test_a_driver_killed_while_training_goes_on_to_the_same_bytes(finished, tmp_
     job.send_signal(signal.SIGKILL)
     job.wait()
     taken = len(steps.read_text().splitlines())
-    again = _start(tmp_path / "run", f"finetune.step_log={steps}")
+    again = _start("jobs.finetune", str(tmp_path / "finetune.yaml"))
     printed, _ = again.communicate(timeout=500)
     assert again.returncode == 0, printed
-    reference = {name: digest for name, digest in _digests(finished[0]).items() if not name.startswith("evaluate")}
-    assert {name: digest for name, digest in _digests(tmp_path / "run").items() if name in reference} == reference
+    assert _digests(tmp_path / "finetune") == _digests(reference)
     logged = [json.loads(line)["step"] for line in steps.read_text().splitlines()]
     assert taken >= 5
     assert len(logged) - len(set(logged)) <= 2  # checkpoint_every of the preset
 
 
 def test_settings_of_another_run_are_refused(finished):
-    job = _start(finished[0], "seed=7")
+    job = _pipeline(finished[0], "seed=7")
     printed, _ = job.communicate(timeout=100)
     assert job.returncode == 2
     assert printed.strip().splitlines()[-1].startswith("error: ")

@@ -1,0 +1,73 @@
+"""Write README's table of results from the results files.
+
+    python -m jobs.tables
+
+The table lies between two marker comments; a test fails when it is not what the files say.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- results: python -m jobs.tables -->", "<!-- end of results -->"
+ROWS: tuple[tuple[str, str, str, str], ...] = (
+    ("bench/search", "saturation", "search keeps the engine busy: tokens/s over one flat batch's", "{:.2f}"),
+    ("bench/search", "prefix_hit_rate", "prompt tokens of the search that came from the prefix cache", "{:.1%}"),
+    ("bench/search", "speedup_vs_serial", "many trees at once over one tree at a time", "{:.1f}x"),
+    ("bench/train", "sft_vs_trl", "SFT tokens/s over TRL's SFTTrainer", "{:.2f}"),
+    ("bench/train", "sft_vs_bare_loop", "SFT tokens/s over a bare PyTorch loop", "{:.2f}"),
+    ("bench/train", "epi_step_overhead", "time that isolation adds to a step, a new mask at every step", "{:+.0%}"),
+    ("bench/train", "epi_amortised_overhead_k50", "the same with a new mask every 50 steps", "{:+.0%}"),
+    ("bench/resume", "kills", "SIGKILLs of driver, explorer and trainer at random moments", "{}"),
+    ("bench/resume", "identical", "of them: artefacts byte-identical to the undisturbed run's", "{}"),
+    ("bench/resume", "max_repeated_units", "most units of work that a kill repeated", "{}"),
+    ("studies/quickstart", "accuracy_before_in_domain", "quickstart, unseen sums: accuracy before", "{:.1%}"),
+    ("studies/quickstart", "accuracy_prompted_in_domain", "before, with the search's worked examples", "{:.1%}"),
+    ("studies/quickstart", "accuracy_after_in_domain", "after one loop", "{:.1%}"),
+    ("studies/quickstart", "gain_out_of_domain", "gain out of domain (longer sums, subtraction)", "{:+.1%}"),
+    ("studies/word_problems", "accuracy_before_in_domain", "MAWPS one-step problems: accuracy before", "{:.1%}"),
+    ("studies/word_problems", "accuracy_prompted_in_domain", "before, with the search's worked examples", "{:.1%}"),
+    ("studies/word_problems", "accuracy_after_in_domain", "after one loop", "{:.1%}"),
+    ("studies/word_problems", "gain_out_of_domain", "gain on SVAMP and GSM8K", "{:+.1%}"),
+)
+"""Results file, figure, words, format."""
+
+
+def table() -> str:
+    """The table of every result that is there, in Markdown."""
+    lines = ["| what | result | 95% interval | file |", "|---|---|---|---|"]
+    for name, key, words, form in ROWS:
+        path = ROOT / "jobs" / name.replace("/", "/results/", 1)
+        record = _record(path.with_suffix(".json"))
+        if record is None or key not in record["figures"]:
+            continue
+        bounds = record["intervals"].get(key)
+        interval = " to ".join(form.format(bound) for bound in bounds) if bounds else ""
+        link = f"[{path.name}]({path.relative_to(ROOT).with_suffix('.json')})"
+        lines.append(f"| {words} | {form.format(record['figures'][key])} | {interval} | {link} |")
+    return "\n".join(lines)
+
+
+def rewritten(text: str) -> str:
+    """`text` with the present table between the markers.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md lacks {BEGIN if not begin else END}")
+    return f"{head}{BEGIN}\n{table()}\n{END}{tail}"
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(rewritten(readme.read_text()))
