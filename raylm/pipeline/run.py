@@ -54,22 +54,28 @@ def check(config: PipelineConfig) -> None:
     """Everything that can be known to be wrong before hours of work.
 
     Raises:
-        UserError: a source cannot be read, a model cannot be loaded, or a training question is an evaluation question.
+        UserError: a source cannot be read, a model cannot be loaded, or an evaluation question is also a training
+            question or a worked example of a prompt.
     """
     from raylm.llm import models
+    from raylm.records import Problem
     from raylm.tasks.sources import load_problems, overlap
 
     for engine in filter(None, (config.engine, config.explorer)):
         models.resolve(engine.model, engine.revision, engine.trust_remote_code)
     train = load_problems(config.explore.problems)
+    examples = [*config.prompt.examples, *config.explore.prompt.examples]
+    shown = [Problem("example", "prompt", item.question, "") for item in examples]
     for suite, sources in config.suites.items():
-        shared = overlap(train, load_problems(sources))
-        if shared:
-            shown = "; ".join(repr(_question(item)) for item in shared[:3])
-            raise UserError(
-                f"suites.{suite}: {len(shared)} questions are also in explore.problems ({shown}); "
-                "use other seeds, offsets or splits"
-            )
+        problems = load_problems(sources)
+        for where, known in (("explore.problems", train), ("the examples of a prompt", shown)):
+            shared = overlap(known, problems)
+            if shared:
+                listed = "; ".join(repr(_question(item)) for item in shared[:3])
+                raise UserError(
+                    f"suites.{suite}: {len(shared)} questions are also in {where} ({listed}); "
+                    "use other seeds, offsets or splits"
+                )
 
 
 def _question(item: Problem) -> str:
