@@ -118,18 +118,42 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrai
     """The tokenizer of a model directory."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+    # Lengths are checked against the context that is asked for; the tokenizer's own warning knows another one.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
 
 
 def load_model(path: str | Path, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The causal language model of a directory; safetensors only, so loading runs no pickled code."""
+    """The causal language model of a directory; safetensors only, so loading runs no pickled code.
+
+    Raises:
+        UserError: the weights are not those of the model that config.json describes.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar a model would drown the job's own progress
-    return AutoModelForCausalLM.from_pretrained(
-        str(path), dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+    model, seen = AutoModelForCausalLM.from_pretrained(
+        str(path),
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # to name them; what is missing would be left random
     )
+    wrong = [
+        *(f"{key} is {list(has)} and should be {list(wants)}" for key, has, wants in seen["mismatched_keys"]),
+        *(f"{key} is missing" for key in seen["missing_keys"]),
+        *(f"{key} is not of this model" for key in seen["unexpected_keys"]),
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 1} more such tensors" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{path}: the weights are a checkpoint of another model than config.json describes ({sorted(wrong)[0]}"
+            f"{more}); copy config.json and the weights anew"
+        )
+    return model
 
 
 def _cached(name: str, build: Callable[[Path], None]) -> Path:

