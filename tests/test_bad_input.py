@@ -82,7 +82,7 @@ def test_bad_rows(explore, rows, words):
 def test_a_question_longer_than_the_context(explore):
     line = explore([{**ROW, "question": "one and " * 200}], "engine.context=512", "search.max_tokens=64")
     assert "engine.context" in line
-    assert "problem a with" in line
+    assert "problem mine-a with" in line
 
 
 def test_an_out_directory_that_cannot_be_written(explore):

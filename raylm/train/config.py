@@ -80,8 +80,8 @@ class FinetuneConfig(Config):
     """Precision of forward and backward; optimizer states are float32."""
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     """Who shards and steps: DeepSpeed ZeRO, or plain PyTorch (one worker)."""
-    zero: Literal[1, 2, 3] = 2
-    """ZeRO stage."""
+    zero: Literal[1, 2] = 2
+    """ZeRO stage: what the workers share out besides the data. Isolation is not there for stage 3 yet."""
     isolation: IsolationConfig = IsolationConfig()
     """Which parameters stand still."""
     lora: LoraConfig | None = None

@@ -26,8 +26,6 @@ def run(config: FinetuneConfig) -> Manifest:
     """
     from raylm import report
 
-    if config.engine == "deepspeed" and config.zero == 3:
-        raise UserError("finetune.zero=3: isolation under ZeRO 3 is not available; use zero=1 or zero=2")
     rows, digest = read_chains(config.chains)
     directory = models.resolve(config.model, config.revision, config.trust_remote_code)
     stage = StageRun("finetune", config, config.out, {"chains": digest, "model": directory.ref.revision})
