@@ -75,8 +75,13 @@ class Store:
             raise UserError(f"{url}: {error} (install the filesystem's fsspec package or use a local path)") from None
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
 
+    @property
+    def place(self) -> str:
+        """The directory for other processes, whose working directory may be another one: absolute, or the URL."""
+        return str(self.root) if self.local else self.url
+
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return Store, (self.url,)
+        return Store, (self.place,)
 
     def child(self, name: str) -> Store:
         """The store of a sub-directory."""

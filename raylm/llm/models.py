@@ -52,7 +52,7 @@ def resolve(name: str, revision: str | None = None, trust_remote_code: bool = Fa
     local = Path(name).expanduser()
     if local.is_dir():
         check(local)
-        return ModelDir(local, ModelRef(name, _content_hash(local)))
+        return ModelDir(local.absolute(), ModelRef(name, _content_hash(local)))
     own = name.lower()
     if own == "micro":
         path = _cached(f"micro-{micro.VERSION}", micro.build)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from raylm.errors import UserError
 from raylm.llm import models
 from raylm.progress import Progress
-from raylm.storage import Manifest, StageRun
+from raylm.storage import Manifest, StageRun, Store
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import Plan, encode, read_chains
 from raylm.units import ensure_ray
@@ -49,11 +49,14 @@ def _train(config: FinetuneConfig, stage: StageRun, model_path: str, steps: int)
     from raylm.train.worker import train_loop
 
     ensure_ray()
-    root = os.path.abspath(stage.store.root) if stage.store.local else stage.store.url
+    root = stage.store.place
+    # Ray Train's workers have working directories of their own.
+    absolute = {"chains": Store(config.chains).place, "step_log": config.step_log and os.path.abspath(config.step_log)}
+    plain = config.model_dump(mode="json") | absolute
     sink = ray.remote(num_cpus=0)(_Sink).remote()
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"config": config.model_dump(mode="json"), "model": model_path, "root": root, "sink": sink},
+        train_loop_config={"config": plain, "model": model_path, "root": root, "sink": sink},
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.workers,
             use_gpu=config.gpus_per_worker > 0,

@@ -15,19 +15,20 @@ from raylm.config import load
 from raylm.pipeline.config import PipelineConfig
 
 ROOT = Path(__file__).parent.parent.parent
-CONFIG = "jobs/configs/micro.yaml"
+CONFIG = str(ROOT / "jobs" / "configs" / "micro.yaml")
 STAGES = ("evaluate_before", "explore", "synthesize", "finetune", "evaluate_after")
 
 
-def _start(module, *arguments):
+def _start(module, *arguments, cwd=ROOT):
     command = [sys.executable, "-m", module, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
 def _pipeline(out, *overrides):
-    return _start("jobs.pipeline", CONFIG, f"out={out}", *overrides)
+    """With a relative `out`, as people give it, and workers that have other working directories."""
+    return _start("jobs.pipeline", CONFIG, f"out={out.name}", *overrides, cwd=out.parent)
 
 
 def _digests(stage):
