@@ -83,7 +83,7 @@ def final_environment(venv: Path, threads: int) -> dict[str, str]:
 class Installer:
     """One environment and its steps: name, key that the stamp must have, commands."""
 
-    def __init__(self, venv: Path, groups: list[str], torch_index: str | None = None, warm: bool = True) -> None:
+    def __init__(self, venv: Path, groups: list[str], torch_index: str | None = None) -> None:
         self.venv, self.log = venv, venv.with_name(f"{venv.name}.log")
         self.lock: IO[str] | None = None
         torch, cpu, project = LOCKS / "torch.txt", LOCKS / "cpu.txt", ROOT / "pyproject.toml"
@@ -102,8 +102,6 @@ class Installer:
         self.steps["raylm"] = (f"{ROOT} {key_of(project)}", [(*PIP, "--no-deps", "--no-build-isolation", "-e", ROOT)])
         model = ("python", "-m", "raylm.llm.models", "smollm2-135m-instruct")
         self.steps["model"] = (os.environ.get("RAYLM_CACHE", ""), [model])
-        if warm and (ROOT / "raylm" / "train" / "warm.py").exists():
-            self.steps["compiled operators"] = (base, [("python", "-m", "raylm.train.warm")])
 
     def stamp(self) -> dict[str, str]:
         """Keys of the steps that were finished."""
@@ -207,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     venv = Path(os.path.abspath(given.venv))
     groups = sorted({*given.groups, *(["dev"] if given.verb == "test" else [])})
     try:
-        installer = Installer(venv, groups, given.torch_index, warm=given.verb in ("test", "setup"))
+        installer = Installer(venv, groups, given.torch_index)
         installer.prepare()
     except Stop as stop:
         print(f"\nstart.py: {stop}", file=sys.stderr)

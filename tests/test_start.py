@@ -32,8 +32,6 @@ def checkout(start, tmp_path, monkeypatch):
     locks.mkdir(parents=True)
     for name in ("torch", "cpu", "dev", "bench"):
         (locks / f"{name}.txt").write_text(f"{name}==1\n")
-    (tmp_path / "src" / "raylm" / "train").mkdir(parents=True)
-    (tmp_path / "src" / "raylm" / "train" / "warm.py").touch()
     (tmp_path / "src" / "pyproject.toml").write_text('[project]\nname = "x"\n\n[tool.ruff]\nline-length = 1\n')
     monkeypatch.setattr(start, "ROOT", tmp_path / "src")
     monkeypatch.setattr(start, "LOCKS", locks)
@@ -130,7 +128,7 @@ def test_a_step_after_the_packages_is_done_again_alone(start, make):
     with pytest.raises(start.Stop):
         make()
     make.failing.clear()
-    assert len(make(warm=False)) == 1
+    assert len(make()) == 1
 
 
 def test_a_damaged_stamp_means_nothing_is_installed(start, make, tmp_path):
