@@ -186,7 +186,7 @@ start.Installer(pathlib.Path({str(tmp_path / "env")!r}), []).prepare()
     output = [run.communicate(timeout=60)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0]
     assert sum("[1/" in text for text in output) == 1
-    assert (tmp_path / "env" / "calls").read_text().count("call") == 7
+    assert (tmp_path / "env" / "calls").read_text().count("call") == 6
 
 
 def test_a_child_that_outlives_the_script_keeps_the_lock(start, checkout, tmp_path):
