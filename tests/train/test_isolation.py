@@ -43,7 +43,7 @@ def _train(params, optimizer, steps, start=0):
 def test_without_a_mask_a_step_is_adamw_bit_for_bit():
     ours, theirs = _params(), _params()
     _train(ours, _isolated(ours, protect=0.0), 12)
-    _train(theirs, torch.optim.AdamW(theirs, foreach=False, **OPTIONS), 12)
+    _train(theirs, torch.optim.AdamW(theirs, fused=True, **OPTIONS), 12)
     for mine, reference in zip(ours, theirs, strict=True):
         assert torch.equal(mine, reference)
 
