@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from raylm.report.page import Interval, format_p, label
 from raylm.storage import Store
 
 _BAR = 24
+_LOG_WIDTH = 110
 
 
 def print_summary(store: Store, stages: Sequence[str], console: Console | None = None) -> None:
@@ -24,12 +26,15 @@ def print_summary(store: Store, stages: Sequence[str], console: Console | None =
         stages: sub-directories of its stages, in the order they ran.
         console: where to print; standard output by default.
     """
-    console = console or Console()
+    # A log has no width of its own; what is narrower than the tables would cut their words.
+    console = console or (Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH))
     facts = collect({name: store.child(name) for name in stages})
     console.print()
     if facts.funnel:
         console.print(_funnel(facts))
+        console.print()
     console.print(_costs(facts))
+    console.print()
     if facts.gains:
         console.print(_gains(facts))
         unchanged = [label(gain.suite) for gain in facts.gains if not gain.certain]
@@ -37,6 +42,7 @@ def print_summary(store: Store, stages: Sequence[str], console: Console | None =
             console.print(
                 f"no change is shown on {escape(', '.join(unchanged))}: the interval holds zero", style="yellow"
             )
+    console.print()
     console.print(f"report     {escape(store.url)}/report.html", highlight=False, soft_wrap=True)
     if "finetune" in stages:
         console.print(f"model      {escape(store.url)}/finetune/model", highlight=False, soft_wrap=True)
@@ -56,9 +62,9 @@ def _funnel(facts: Facts) -> Table:
 
 def _costs(facts: Facts) -> Table:
     kinds = facts.token_kinds
-    table = Table(box=None, pad_edge=False, title="cost", title_justify="left", header_style="dim")
+    table = Table(box=None, pad_edge=False, title="cost in time and tokens", title_justify="left", header_style="dim")
     table.add_column("stage")
-    for name in ("rows", "time", *(f"{label(kind)} tokens" for kind in kinds)):
+    for name in ("rows", "time", *(label(kind) for kind in kinds)):
         table.add_column(name, justify="right")
     for cost in facts.costs:
         tokens = (f"{cost.tokens[kind]:,}" if kind in cost.tokens else "" for kind in kinds)
