@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -339,22 +338,27 @@ def test_overlap_sees_through_case_and_punctuation():
     assert overlap(train, []) == []
 
 
-DATA = os.environ.get("RAYLM_DATA", "")
-
-
-@pytest.mark.skipif(not DATA, reason="RAYLM_DATA names no folder of real datasets")
 @pytest.mark.parametrize(
-    ("name", "rows"),
+    "row",
     [
-        ("gsm8k/test", 1319),
-        ("gsm8k/train", 7473),
-        ("svamp/test", 1000),
-        ("mawps/addsub", 395),
-        ("mawps/singleeq", 508),
-        ("mawps/singleop", 562),
+        {"id": "gsm8k-0", "question": "Ann’s hens lay 16 eggs.\nHow many?", "answer": "16", "solution": "<<4*4=16>>16"},
+        {
+            "id": "svamp-1",
+            "question": "How much?",
+            "answer": "51",
+            "solution": "( 76.0 - 25.0 )",
+            "type": "Subtraction",
+        },
+        {"id": "singleop-0", "question": "How many caps are in the box?", "answer": "14.5", "solution": ""},
     ],
 )
-def test_real_datasets_load_with_the_default_fields(name, rows):
-    path = Path(DATA) / f"{name}.jsonl.gz"
-    problems = load_problems([file_source("${RAYLM_DATA}/" + str(path.relative_to(DATA)), checker="number")])
-    assert len(problems) == rows
+def test_word_problem_sets_load_with_the_default_fields(tmp_path, monkeypatch, row):
+    """Gzipped JSON lines with fields of their own beside question and answer, found through the environment."""
+    (tmp_path / "set").mkdir()
+    rows = [row, {**row, "id": "last", "question": "And then?"}]
+    text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in rows)
+    (tmp_path / "set" / "test.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    monkeypatch.setenv("RAYLM_DATA", str(tmp_path))
+    problems = load_problems([file_source("${RAYLM_DATA}/set/test.jsonl.gz", checker="number")])
+    assert [problem.question for problem in problems] == [row["question"], "And then?"]
+    assert {problem.answer for problem in problems} == {row["answer"]}
