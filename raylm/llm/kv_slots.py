@@ -172,39 +172,61 @@ def attend(
     assert raylm_step is not None, "this attention works inside the engine only"
     step, (heads, tokens, size) = raylm_step, query.shape[1:]
     keys, values = step.kv.data[0, module.layer_idx], step.kv.data[1, module.layer_idx]
-    key_heads = keys.shape[1]
+    layer = _Layer(step, keys, values, scaling, sliding_window)
     out = query.new_zeros(tokens, heads, size)
     decoding = len(step.lengths)
     if decoding:
-        slots = torch.arange(decoding, device=query.device)
-        keys[slots, :, step.lengths] = key[0, :, :decoding].transpose(0, 1)
-        values[slots, :, step.lengths] = value[0, :, :decoding].transpose(0, 1)
-        folded = query[0, :, :decoding].transpose(0, 1).reshape(decoding, key_heads, -1, size)
-        span = width(step.longest + 1)
-        seen = F.scaled_dot_product_attention(
-            F.pad(folded, (0, 0, 0, max(0, _MIN_ROWS - folded.shape[2]))),
-            keys[:decoding, :, :span],
-            values[:decoding, :, :span],
-            attn_mask=step.decode_mask(sliding_window, query.dtype),
-            scale=scaling,
-        )
-        out[:decoding] = seen[:, :, : heads // key_heads].reshape(decoding, heads, size)
+        out[:decoding] = layer.decode(*(states[0, :, :decoding] for states in (query, key, value)))
     offset = decoding
     for segment in step.segments:
-        here, there = slice(offset, offset + segment.length), slice(segment.start, segment.start + segment.length)
-        keys[segment.slot, :, there], values[segment.slot, :, there] = key[0, :, here], value[0, :, here]
-        span = width(there.stop)
-        grouped = query[0, :, here].reshape(key_heads, heads // key_heads, segment.length, size)
-        seen = F.scaled_dot_product_attention(
-            F.pad(grouped, (0, 0, 0, _round_up(segment.length) - segment.length)),
-            keys[segment.slot, :, None, :span].expand(-1, heads // key_heads, -1, -1),
-            values[segment.slot, :, None, :span].expand(-1, heads // key_heads, -1, -1),
-            attn_mask=step.segment_mask(segment, sliding_window, query.dtype),
-            scale=scaling,
-        )
-        out[here] = seen[:, :, : segment.length].permute(2, 0, 1, 3).reshape(segment.length, heads, size)
+        here = slice(offset, offset + segment.length)
+        out[here] = layer.begin(segment, *(states[0, :, here] for states in (query, key, value)))
         offset += segment.length
     return out[None], None
+
+
+@dataclass(slots=True)
+class _Layer:
+    """The slots of one layer in one step; keys and values are [slot, key head, token, head size]."""
+
+    step: Step
+    keys: torch.Tensor
+    values: torch.Tensor
+    scaling: float | None
+    window: int | None
+
+    def decode(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """One more token of every decoding sequence: [heads, sequences, size] in, [sequences, heads, size] out."""
+        heads, decoding, size = query.shape
+        slots, key_heads = torch.arange(decoding, device=query.device), self.keys.shape[1]
+        self.keys[slots, :, self.step.lengths] = key.transpose(0, 1)
+        self.values[slots, :, self.step.lengths] = value.transpose(0, 1)
+        folded = query.transpose(0, 1).reshape(decoding, key_heads, -1, size)
+        span = width(self.step.longest + 1)
+        seen = F.scaled_dot_product_attention(
+            F.pad(folded, (0, 0, 0, max(0, _MIN_ROWS - folded.shape[2]))),
+            self.keys[:decoding, :, :span],
+            self.values[:decoding, :, :span],
+            attn_mask=self.step.decode_mask(self.window, query.dtype),
+            scale=self.scaling,
+        )
+        return seen[:, :, : heads // key_heads].reshape(decoding, heads, size)
+
+    def begin(self, segment: Segment, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """The new tokens of one sequence that begins: [heads, tokens, size] in, [tokens, heads, size] out."""
+        heads, tokens, size = query.shape
+        there = slice(segment.start, segment.start + tokens)
+        keys, values = self.keys[segment.slot], self.values[segment.slot]
+        keys[:, there], values[:, there] = key, value
+        span, key_heads = width(there.stop), keys.shape[0]
+        seen = F.scaled_dot_product_attention(
+            F.pad(query.reshape(key_heads, heads // key_heads, tokens, size), (0, 0, 0, _round_up(tokens) - tokens)),
+            keys[:, None, :span].expand(-1, heads // key_heads, -1, -1),
+            values[:, None, :span].expand(-1, heads // key_heads, -1, -1),
+            attn_mask=self.step.segment_mask(segment, self.window, query.dtype),
+            scale=self.scaling,
+        )
+        return seen[:, :, :tokens].permute(2, 0, 1, 3).reshape(tokens, heads, size)
 
 
 def pack(
