@@ -8,10 +8,13 @@ unit is committed as one file before its row is reported, so a killed driver or 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import sys
+import tempfile
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -94,10 +97,28 @@ def ensure_ray() -> None:
         else:
             # Ray Data's pools log an error about their own constructor arguments at every start (ray#53727).
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            ray.init(address="local", include_dashboard=False, logging_level="error", log_to_driver=False)
+            with _without_lines("Set ray log level from environment variable"):
+                ray.init(address="local", include_dashboard=False, logging_level="error", log_to_driver=False)
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it announces that its bars are off
+
+
+@contextlib.contextmanager
+def _without_lines(unwanted: str) -> Iterator[None]:
+    """Hold back what C++ and Python write to standard error, and then pass on all but the lines with `unwanted`."""
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if unwanted.encode() not in line))
+            os.close(shown)
 
 
 def run_units(
