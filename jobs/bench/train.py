@@ -12,8 +12,8 @@ with written-out solutions stand in for a synthesized set.
 from __future__ import annotations
 
 import argparse
-import gc
 import math
+import multiprocessing
 import os
 import statistics
 import sys
@@ -156,27 +156,39 @@ def trl(bench: Bench) -> float:
     return clock.end - clock.start
 
 
+def deepspeed(bench: Bench) -> float:
+    """Seconds of raylm's trainer on DeepSpeed, as the finetune stage runs it, with one worker."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    return ours(bench, engine="deepspeed")
+
+
 ARMS: dict[str, Arm] = {
     "ours": ours,
     "bare": bare,
     "trl": trl,
     "epi": lambda bench: ours(bench, isolation={"warmup": 0, "refresh_every": 1}),
     "epi_k50": lambda bench: ours(bench, isolation={"warmup": 0, "refresh_every": 50}),
-    "deepspeed": lambda bench: ours(bench, engine="deepspeed"),
+    "deepspeed": deepspeed,
 }
+
+
+def _measure(name: str, options: argparse.Namespace) -> float:
+    """Seconds of one arm, in a process of its own."""
+    return ARMS[name](Bench(options))
 
 
 def main(options: argparse.Namespace) -> None:
     """Measure, and write bench/results/train.json."""
     bench = Bench(options)
-    _one_process()
     names, rows = list(ARMS), []
     for repeat in range(options.repeats):
         turn = repeat * 2 % len(names)
         row: dict[str, Any] = {"repeat": repeat, "order": names[turn:] + names[:turn], "tokens": bench.tokens()}
         for name in row["order"]:
-            row[name] = ARMS[name](bench)
-            gc.collect()
+            with multiprocessing.get_context("spawn").Pool(1) as child:  # DeepSpeed cannot start twice in a process
+                row[name] = child.apply(_measure, (name, options))
             print(f"{repeat} {name}: {bench.tokens() / row[name]:.1f} tokens/s", file=sys.stderr, flush=True)
         rows.append(row)
     figures, intervals = summarise(rows)
@@ -216,14 +228,6 @@ def _bytes_per_parameter(bench: Bench) -> float:
     isolation.refresh(1)
     count = sum(param.numel() for param in engine.flat_parameters())
     return isolation.bytes() / count
-
-
-def _one_process() -> None:
-    """DeepSpeed wants a process group even of one."""
-    if not torch.distributed.is_initialized():
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
 def _sums(count: int) -> list[dict[str, Any]]:
