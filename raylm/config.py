@@ -109,7 +109,19 @@ def describe(config_class: type[Config], prefix: str = "") -> Iterator[tuple[str
 
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML that `load` reads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts with line breaks other than \\n, which YAML would fold away, with escapes."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    odd = any(mark in text for mark in "\r\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

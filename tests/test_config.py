@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raylm import config
@@ -86,6 +86,8 @@ def test_runtime_fields_do_not_change_the_hash_and_others_do():
     assert config.config_hash(Outer(items=(Inner(),))) != base
 
 
+@example("a\x85b", 0.5, [])
+@example("\u2028\r", 0.5, [])
 @given(st.text(max_size=8), st.floats(allow_nan=False, allow_infinity=False), st.lists(st.integers(0, 9), max_size=3))
 def test_a_shown_config_loads_to_itself(name, rate, widths):
     made = Outer(name=name, rate=rate, items=tuple(Inner(width=width) for width in widths))
