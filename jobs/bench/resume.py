@@ -68,12 +68,18 @@ def main(kills: int, targets: list[str]) -> None:
             raise RuntimeError((root / "reference.log").read_text())
         duration = time.monotonic() - start
         print(f"an undisturbed run took {duration:.0f} s", file=sys.stderr, flush=True)
-        trials = []
+        trials: list[Trial] = []
         for target in targets:
             for number in range(kills):
                 trial = _trial(root, f"{target}{number}", target, duration)
                 print(trial, file=sys.stderr, flush=True)
                 trials.append(trial)
+                path = _write(trials)  # after each, so that an interrupted benchmark has its results so far
+    print(path)
+
+
+def _write(trials: list[Trial]) -> Path:
+    """Write what the trials so far show."""
     hits = [trial for trial in trials if trial.killed]
     figures = {
         "kills": len(hits),
@@ -82,7 +88,7 @@ def main(kills: int, targets: list[str]) -> None:
         "kills_by_target": dict(collections.Counter(trial.target for trial in hits)),
     }
     raw: list[dict[str, Any]] = [{name: getattr(trial, name) for name in Trial.__slots__} for trial in trials]
-    print(results.write("bench/results/resume", figures, raw))
+    return results.write("bench/results/resume", figures, raw)
 
 
 def _trial(root: Path, name: str, target: str, duration: float) -> Trial:
