@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""97.5% points of Student's t by degrees of freedom."""
 
 
 def write(
@@ -50,6 +54,23 @@ def write(
     }
     target.write_text(json.dumps(record, indent=1) + "\n")
     return target
+
+
+def geometric_means(ratios: Mapping[str, Sequence[float]]) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Geometric means of ratios over repeats, and their 95% intervals by Student's t on the logarithms.
+
+    A ratio with a single repeat has no interval.
+    """
+    means: dict[str, float] = {}
+    intervals: dict[str, list[float]] = {}
+    for name, each in ratios.items():
+        logs = [math.log(ratio) for ratio in each]
+        middle = statistics.fmean(logs)
+        means[name] = math.exp(middle)
+        if len(logs) > 1:
+            half = _T95[len(logs) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
+            intervals[name] = [math.exp(middle + sign * half) for sign in (-1, 1)]
+    return means, intervals
 
 
 def hardware() -> str:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,12 @@ def main(kills: int, targets: list[str]) -> None:
         if not _finish(_start(root / "reference", "driver", root)):
             raise RuntimeError((root / "reference.log").read_text())
         duration = time.monotonic() - start
+        reference = _digests(root / "reference")
         print(f"an undisturbed run took {duration:.0f} s", file=sys.stderr, flush=True)
         trials: list[Trial] = []
         for target in targets:
             for number in range(kills):
-                trial = _trial(root, f"{target}{number}", target, duration)
+                trial = _trial(root, f"{target}{number}", target, duration, reference)
                 print(trial, file=sys.stderr, flush=True)
                 trials.append(trial)
                 path = _write(trials)  # after each, so that an interrupted benchmark has its results so far
@@ -87,11 +88,10 @@ def _write(trials: list[Trial]) -> Path:
         "max_repeated_units": max((trial.repeated for trial in hits), default=0),
         "kills_by_target": dict(collections.Counter(trial.target for trial in hits)),
     }
-    raw: list[dict[str, Any]] = [{name: getattr(trial, name) for name in Trial.__slots__} for trial in trials]
-    return results.write("bench/results/resume", figures, raw)
+    return results.write("bench/results/resume", figures, [asdict(trial) for trial in trials])
 
 
-def _trial(root: Path, name: str, target: str, duration: float) -> Trial:
+def _trial(root: Path, name: str, target: str, duration: float, reference: dict[str, str]) -> Trial:
     """One job with one kill at a random moment of the target's life."""
     out = root / name
     job = _start(out, target, root)
@@ -105,9 +105,7 @@ def _trial(root: Path, name: str, target: str, duration: float) -> Trial:
         job = _start(out, target, root)
     ended = _finish(job)
     expected = {
-        file: digest
-        for file, digest in _digests(root / "reference").items()
-        if target == "driver" or file.startswith(WORKED[target])
+        file: digest for file, digest in reference.items() if target == "driver" or file.startswith(WORKED[target])
     }
     repeated = max(_repeated_rounds(out), _repeated_checkpoints(out))
     if not ended:

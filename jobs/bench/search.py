@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import statistics
 import sys
 import tempfile
@@ -33,8 +32,6 @@ from raylm.tasks.sources import load_problems
 from raylm.units import Unit
 
 PRESET = "jobs/configs/quickstart.yaml"
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""97.5% points of Student's t by degrees of freedom."""
 
 
 async def main(config: Sequence[str], count: int, repeats: int, serial: int) -> None:
@@ -76,24 +73,18 @@ def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str,
         "speedup_vs_serial": [row["search"]["rate"] / row["serial"]["rate"] for row in rows],
     }
     total = {name: sum(row["search"][name] for row in rows) for name in ("generated", "prompt", "cached", "correct")}
-    figures: dict[str, Any] = {name: math.exp(statistics.fmean(map(math.log, each))) for name, each in ratios.items()}
+    means, intervals = results.geometric_means(ratios)
+    figures: dict[str, Any] = {**means}
     figures["prefix_hit_rate"] = total["cached"] / total["prompt"]
     figures["tokens_per_verified_chain"] = total["generated"] / total["correct"] if total["correct"] else None
     for arm in ("search", "flat", "serial"):
         figures[f"{arm}_tokens_per_second"] = statistics.fmean(row[arm]["rate"] for row in rows)
-    return figures, {name: interval(each) for name, each in ratios.items() if len(each) > 1}
+    return figures, intervals
 
 
 def _by_cpu(arm: dict[str, Any]) -> float:
     """Tokens a CPU second of this process: unlike wall-clock rates it does not see what else the machine runs."""
     return arm["generated"] / arm["cpu_seconds"]
-
-
-def interval(ratios: Sequence[float]) -> list[float]:
-    """95% interval of the geometric mean of ratios, by Student's t on their logarithms."""
-    logs = [math.log(ratio) for ratio in ratios]
-    half = _T95[len(logs) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
-    return [math.exp(statistics.fmean(logs) + sign * half) for sign in (-1, 1)]
 
 
 async def _search(worker: ExploreWorker, problems: Sequence[Any], in_flight: int) -> tuple[dict[str, Any], list[Tree]]:

@@ -12,7 +12,6 @@ with written-out solutions stand in for a synthesized set.
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import os
 import statistics
@@ -25,12 +24,11 @@ from typing import Any
 import torch
 
 from jobs import results
-from jobs.bench.search import interval
 from raylm.config import build
 from raylm.llm import models
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import Plan, Sample, collate, deal, encode, read_chains
-from raylm.train.loop import DeepSpeedEngine, TorchEngine
+from raylm.train.loop import TorchEngine, make_engine
 from raylm.train.worker import Trainer, build_model
 
 WARM = 2
@@ -75,7 +73,7 @@ def ours(bench: Bench, **changes: Any) -> float:
     """Seconds of raylm's trainer."""
     config = bench.configured(**changes)
     model = build_model(bench.model, config)
-    engine = DeepSpeedEngine(model, config, 1) if config.engine == "deepspeed" else TorchEngine(model, config)
+    engine = make_engine(model, config, 1)
     trainer = Trainer(config, engine, bench.samples, bench.plan, bench.tokenizer.pad_token_id or 0, ranks=(0, 1))
     isolation = engine.optimizer.isolation
     start = 0.0
@@ -210,10 +208,9 @@ def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str,
         "epi_amortised_overhead_k50": [(49 * row["epi_held"] + row["epi"]) / 50 / row["ours"] for row in rows],
     }
     less = {name: float("overhead" in name) for name in ratios}
-    figures = {name: math.exp(statistics.fmean(map(math.log, each))) - less[name] for name, each in ratios.items()}
-    intervals = {
-        name: [bound - less[name] for bound in interval(each)] for name, each in ratios.items() if len(each) > 1
-    }
+    means, bounds = results.geometric_means(ratios)
+    figures = {name: mean - less[name] for name, mean in means.items()}
+    intervals = {name: [bound - less[name] for bound in each] for name, each in bounds.items()}
     for name in ARMS:
         figures[f"{name}_tokens_per_second"] = statistics.fmean(row["tokens"] / row[name] for row in rows)
     return figures, intervals

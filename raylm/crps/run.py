@@ -82,20 +82,16 @@ def _explored(source: Store, manifest: Manifest) -> list[tuple[Problem, tuple[st
 
 
 def _refuse_overlap(explored: Sequence[Problem], evaluation: Sequence[Problem]) -> None:
-    from raylm.tasks.sources import overlap
+    from raylm.tasks.sources import overlap, short
 
     shared = overlap(explored, evaluation)
     if shared:
-        listed = "; ".join(f"{item.id} {_short(item.question)!r}" for item in shared[:_LISTED])
+        listed = "; ".join(f"{item.id} {short(item.question)!r}" for item in shared[:_LISTED])
         more = f"; and {len(shared) - _LISTED} more" if len(shared) > _LISTED else ""
         raise UserError(
             f"trees: {len(shared)} explored questions are evaluation questions ({listed}{more}); explore other "
             "problems, or evaluate on others (other seeds, offsets, splits, or part: train and part: test)"
         )
-
-
-def _short(question: str) -> str:
-    return question if len(question) < 80 else question[:77] + "..."
 
 
 def _units(explored: Sequence[tuple[Problem, tuple[str, int]]]) -> list[Unit]:

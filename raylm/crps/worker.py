@@ -76,7 +76,7 @@ class SynthesizeWorker:
             found = candidates(tree, self.config, counts)
             verdicts = await asyncio.gather(*(self._verdict(tree, chain) for chain in found))
             for chain, verdict in zip(found, verdicts, strict=True):
-                reason = self._drop(chain, verdict, copies, leaked or self._leaks(chain), counts)
+                reason = self._drop(chain, verdict, copies, leaked, counts)
                 if not reason and len(selected) == self.config.filters.max_per_problem:
                     reason = "over_limit"
                 if reason:
@@ -92,9 +92,6 @@ class SynthesizeWorker:
         problem = Problem(tree.problem_id, tree.task, tree.question, tree.answer, tree.checker, tree.metadata_json)
         return (await self.verifier.verify(problem, chain.messages[-1].content)).verdict
 
-    def _leaks(self, chain: Chain) -> bool:
-        return self.contamination.found(chain.messages[-1].content)
-
     def _drop(self, chain: Chain, verdict: str, copies: Copies, leaked: bool, counts: Counts) -> str:
         """The first reason to drop a chain, empty when there is none; counts the stages that it reaches."""
         question, response = (message.content for message in chain.messages[-2:])
@@ -107,7 +104,7 @@ class SynthesizeWorker:
         if reason := copies.reason(response):
             return reason
         counts["unique"] += 1
-        if leaked:
+        if leaked or self.contamination.found(response):
             return "contaminated"
         counts["decontaminated"] += 1
         return ""
@@ -127,19 +124,18 @@ def candidates(tree: Tree, config: SynthesizeConfig, counts: Counts) -> list[Cha
     def unfit(path: pairs.Path) -> bool:
         return bool(fault(path.text.rstrip(), tree.question, config.filters))
 
-    good = pairs.correct_paths(tree, unfit)
     counts["problems"] += 1
-    counts["with_correct"] += bool(good)
+    counts["with_correct"] += bool(pairs.paths(tree, "correct"))
     counts["with_wrong"] += bool(pairs.paths(tree, "wrong"))
-    if config.method == "rejection":
-        lone = good
-    elif config.method == "best_path":
-        lone = good[:1]
-    else:
+    if config.method == "crps":
         chosen = pairs.select(tree, config.pairs, config.seed, unfit)
         if chosen:
             return _contrast(tree, chosen, config, counts)
-        lone = good[:1] if config.without_pair == "best_path" else []
+    lone = pairs.correct_paths(tree, unfit)
+    if config.method == "best_path":
+        lone = lone[:1]
+    elif config.method == "crps":
+        lone = lone[:1] if config.without_pair == "best_path" else []
         counts["lone_paths"] += len(lone)
         counts["valid_critiques"] += len(lone)
     counts["candidates"] += len(lone)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import TYPE_CHECKING
 
 from raylm.config import Config
 from raylm.errors import UserError
 from raylm.pipeline.config import PipelineConfig
 from raylm.progress import format_seconds
 from raylm.storage import TIMING, Manifest, StageRun, Store
-
-if TYPE_CHECKING:
-    from raylm.records import Problem
 
 _RUNNERS = {
     "evaluate_before": "raylm.evaluation.run",
@@ -59,7 +55,7 @@ def check(config: PipelineConfig) -> None:
     """
     from raylm.llm import models
     from raylm.records import Problem
-    from raylm.tasks.sources import load_problems, overlap
+    from raylm.tasks.sources import load_problems, overlap, short
 
     for engine in filter(None, (config.engine, config.explorer)):
         models.resolve(engine.model, engine.revision, engine.trust_remote_code)
@@ -71,15 +67,11 @@ def check(config: PipelineConfig) -> None:
         for where, known in (("explore.problems", train), ("the examples of a prompt", shown)):
             shared = overlap(known, problems)
             if shared:
-                listed = "; ".join(repr(_question(item)) for item in shared[:3])
+                listed = "; ".join(repr(short(item.question)) for item in shared[:3])
                 raise UserError(
                     f"suites.{suite}: {len(shared)} questions are also in {where} ({listed}); "
                     "use other seeds, offsets or splits"
                 )
-
-
-def _question(item: Problem) -> str:
-    return item.question if len(item.question) < 80 else item.question[:77] + "..."
 
 
 def _run_stage(name: str, stage: Config, place: str) -> Manifest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,7 +31,7 @@ def print_summary(store: Store, stages: Sequence[str], console: Console | None =
     facts = collect({name: store.child(name) for name in stages})
     console.print()
     if facts.funnel:
-        console.print(_funnel(facts))
+        console.print(funnel_table(facts.funnel, "from problems to chains"))
         console.print()
     console.print(_costs(facts))
     console.print()
@@ -49,13 +49,14 @@ def print_summary(store: Store, stages: Sequence[str], console: Console | None =
     console.print(f"artefacts  {escape(store.url)}/<stage>/data/*.parquet", highlight=False, soft_wrap=True)
 
 
-def _funnel(facts: Facts) -> Table:
-    table = Table(box=None, pad_edge=False, title="from problems to chains", title_justify="left", show_header=False)
+def funnel_table(funnel: Mapping[str, int], title: str | None = None) -> Table:
+    """Counts by name, each with a bar in proportion to the largest."""
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
-    top = max(facts.funnel.values()) or 1
-    for name, count in facts.funnel.items():
+    top = max(funnel.values(), default=0) or 1
+    for name, count in funnel.items():
         table.add_row(escape(label(name)), f"{count:,}", f"[cyan]{'█' * round(_BAR * count / top)}[/cyan]")
     return table
 

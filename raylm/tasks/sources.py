@@ -34,6 +34,11 @@ def overlap(train: Sequence[Problem], evaluation: Sequence[Problem]) -> list[Pro
     return [problem for problem in train if normalize_question(problem.question) in held_out]
 
 
+def short(question: str) -> str:
+    """A question's first 80 characters, for messages."""
+    return question if len(question) < 80 else question[:77] + "..."
+
+
 def _refuse_repeated_ids(problems: Sequence[Problem]) -> None:
     repeated = [name for name, count in collections.Counter(item.id for item in problems).items() if count > 1]
     if repeated:

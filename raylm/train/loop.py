@@ -127,6 +127,11 @@ class DeepSpeedEngine:
         return list(self.engine.optimizer.single_partition_of_fp32_groups)
 
 
+def make_engine(model: PreTrainedModel, config: FinetuneConfig, world: int) -> TorchEngine | DeepSpeedEngine:
+    """The engine that `config.engine` names, for one of `world` workers."""
+    return DeepSpeedEngine(model, config, world) if config.engine == "deepspeed" else TorchEngine(model, config)
+
+
 def _segments(wrapped: Any, group: int, size: int, names: dict[int, str]) -> list[Segment]:
     """Where the tensors of a parameter group lie in this rank's partition of it."""
     rank = torch.distributed.get_rank()

@@ -19,7 +19,7 @@ from raylm.storage import Store
 from raylm.train import checkpoint
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import Plan, Sample, collate, deal, encode, read_chains
-from raylm.train.loop import DeepSpeedEngine, TorchEngine, label_loss, learning_rate
+from raylm.train.loop import DeepSpeedEngine, TorchEngine, label_loss, learning_rate, make_engine
 
 Engine: TypeAlias = "TorchEngine | DeepSpeedEngine"
 
@@ -46,9 +46,7 @@ def train_loop(args: dict[str, Any]) -> None:
     if saved is not None:
         # The weights go in before the engine is made: ZeRO then partitions and casts them as it did at first.
         _load_weights(model, checkpoint.load(saved, 0)["weights"], saved)
-    engine: Engine = (
-        DeepSpeedEngine(model, config, world) if config.engine == "deepspeed" else TorchEngine(model, config)
-    )
+    engine = make_engine(model, config, world)
     if saved is not None:
         start, log = _restore(engine, checkpoint.load(saved, rank))
     trainer = Trainer(config, engine, samples, plan, tokenizer.pad_token_id or 0, ranks=(rank, world))

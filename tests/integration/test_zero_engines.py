@@ -36,13 +36,13 @@ def _train(config, rank=0, world=1):
 
     Returns the weights, the mask rows and the gradient norms.
     """
-    from raylm.train.loop import DeepSpeedEngine, TorchEngine
+    from raylm.train.loop import make_engine
 
     path = models.resolve("micro").path
     tokenizer = models.load_tokenizer(path)
     samples = encode(ROWS, tokenizer, config)
     model = build_model(str(path), config)
-    engine = DeepSpeedEngine(model, config, world) if config.engine == "deepspeed" else TorchEngine(model, config)
+    engine = make_engine(model, config, world)
     trainer = Trainer(config, engine, samples, Plan(len(samples), config), 0, ranks=(rank, world))
     isolation, rows, norms, held = engine.optimizer.isolation, [], [], 0
     for step in range(STEPS):
