@@ -66,6 +66,7 @@ class Trajectory:
     """The extracted answer, empty when none was found."""
     verdict: str
     reward: float
+    """What was backed up, in [0, 1]; 0 for an answer of which nothing is known."""
     tokens: int
     """Tokens of `text` under the explorer's tokenizer."""
     logprob: float
@@ -88,6 +89,7 @@ class Tree:
     seed: int
     config_hash: str
     rounds: int
+    """Expansions."""
     nodes: list[Node]
     trajectories: list[Trajectory]
     prompt_tokens: int
@@ -96,6 +98,14 @@ class Tree:
     generated_tokens: int
     metadata_json: str = "{}"
     """The problem's, which its checker may need."""
+    strategy: str = "mcts"
+    """Where samples were drawn: `mcts`, `beam`, `best_of_n` or `majority`."""
+    draws: list[int] = field(default_factory=list)
+    """Index of the trajectory in which each completion ended, in the order of the search; equal ones share one."""
+    draw_tokens: list[int] = field(default_factory=list)
+    """Tokens generated for each of `draws`: with them, what a search had found is known at any number of tokens."""
+    picked: int = -1
+    """Index of the trajectory that the search would answer with; -1 when there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,10 @@ _tree = st.builds(
     trajectories=st.lists(_trajectory, max_size=3),
     prompt_tokens=_small,
     generated_tokens=_small,
+    strategy=_text,
+    draws=_ids,
+    draw_tokens=_ids,
+    picked=_small,
 )
 
 

@@ -6,16 +6,19 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from raylm.errors import UserError
-from raylm.records import Problem, Tree, from_table, to_table
+from raylm.records import Problem, Tree, to_table
 from raylm.search.config import ExploreConfig
-from raylm.search.explorer import Growth, grow, tree_id
+from raylm.search.explorer import grow
+from raylm.search.growth import Growth, tree_id
+from raylm.search.totals import Totals, ratio
+from raylm.search.value import Scorer
 from raylm.storage import Manifest, StageRun, Store
 from raylm.units import (
     SNAPSHOTS,
@@ -43,12 +46,15 @@ def run(config: ExploreConfig) -> Manifest:
         EngineDied: the engine died again and again.
     """
     from raylm import report
-    from raylm.llm import models
+    from raylm.llm import models, reward
     from raylm.tasks.sources import load_problems
 
     problems = load_problems(config.problems)
     model = models.resolve(config.engine.model, config.engine.revision, config.engine.trust_remote_code)
-    stage = StageRun("explore", config, config.out, {"problems": _digest(problems), "model": model.ref.revision})
+    inputs = {"problems": _digest(problems), "model": model.ref.revision}
+    if config.search.value.model and not reward.is_address(config.search.value.model):
+        inputs["reward_model"] = models.resolve(config.search.value.model).ref.revision
+    stage = StageRun("explore", config, config.out, inputs)
     if stage.finished is None:
         check_prompts(config, problems, models.load_tokenizer(model.path, config.engine.trust_remote_code))
         units = [Unit(tree_id(config, item.id, config.seed), {"problem": asdict(item)}) for item in problems]
@@ -76,15 +82,18 @@ class ExploreWorker:
     def __init__(self, config: ExploreConfig) -> None:
         self.config = config
         self.engine: Engine | None = None
+        self.scorer: Scorer | None = None
         self.verifier: VerifierPool | None = None
 
     async def start(self) -> None:
-        """Load the model, and make the verifier unless an earlier start did."""
-        from raylm.llm import engine
+        """Load the models, and make the verifier unless an earlier start did."""
+        from raylm.llm import engine, reward
         from raylm.tasks.verify import VerifierPool
 
         compute = self.config.compute
         self.engine = await engine.build(self.config.engine, cpus=compute.cpus, gpus=compute.gpus)
+        if self.config.search.value.model:
+            self.scorer = await reward.build(self.config.search.value.model, cpus=compute.cpus, gpus=compute.gpus)
         self.verifier = self.verifier or VerifierPool(self.config.verifier)
 
     async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
@@ -104,7 +113,14 @@ class ExploreWorker:
 
         problem = Problem(**unit.payload["problem"])
         tree = await grow(
-            problem, self.engine, self.verifier, self.config, self.config.seed, snapshot=snapshot, on_round=save
+            problem,
+            self.engine,
+            self.verifier,
+            self.config,
+            self.config.seed,
+            scorer=self.scorer,
+            snapshot=snapshot,
+            on_round=save,
         )
         verdicts = [found.verdict for found in tree.trajectories]
         summary = {
@@ -146,66 +162,9 @@ def check_prompts(config: ExploreConfig, problems: Sequence[Problem], tokenizer:
         )
 
 
-@dataclass(slots=True)
-class _Totals:
-    """Counts over trees, gathered while they stream to the merged files."""
-
-    trees: int = 0
-    with_trajectory: int = 0
-    with_correct: int = 0
-    with_wrong: int = 0
-    with_both: int = 0
-    verdicts: dict[str, int] = field(default_factory=lambda: {"correct": 0, "wrong": 0, "unverifiable": 0})
-    unfinished: int = 0
-    nodes: int = 0
-    depth: int = 0
-    rounds: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-
-    def watch(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        """Pass tables of trees on and count what is in them."""
-        for table in tables:
-            for tree in from_table(Tree, table):
-                self._add(tree)
-            yield table
-
-    def _add(self, tree: Tree) -> None:
-        verdicts = [found.verdict for found in tree.trajectories]
-        correct, wrong = "correct" in verdicts, "wrong" in verdicts
-        self.trees += 1
-        self.with_trajectory += bool(verdicts)
-        self.with_correct += correct
-        self.with_wrong += wrong
-        self.with_both += correct and wrong
-        for verdict in verdicts:
-            self.verdicts[verdict] += 1
-        self.unfinished += sum(found.finish_reason == "length" for found in tree.trajectories)
-        self.nodes += len(tree.nodes)
-        self.depth += sum(len(found.node_ids) for found in tree.trajectories)
-        self.rounds += tree.rounds
-        self.prompt_tokens += tree.prompt_tokens
-        self.generated_tokens += tree.generated_tokens
-
-    def figures(self) -> dict[str, Any]:
-        trajectories = sum(self.verdicts.values())
-        decided = self.verdicts["correct"] + self.verdicts["wrong"]
-        return {
-            "trajectories": trajectories,
-            **self.verdicts,
-            "unfinished": self.unfinished,
-            "with_wrong": self.with_wrong,
-            "pass_rate": _ratio(self.verdicts["correct"], decided),
-            "mean_depth": _ratio(self.depth, trajectories),
-            "mean_nodes": _ratio(self.nodes, self.trees),
-            "mean_rounds": _ratio(self.rounds, self.trees),
-            "tokens_per_correct": _ratio(self.generated_tokens, self.verdicts["correct"]),
-        }
-
-
 def _finish(stage: StageRun, units: Sequence[Unit], done: UnitsReport, resumed: set[str]) -> None:
     finished = [unit for unit in units if unit.key in done.summaries]
-    totals = _Totals()
+    totals = Totals()
     rows = stage.write_rows(totals.watch(read_unit(stage.store, unit.key) for unit in finished))
     figures = totals.figures()
     if done.failed:
@@ -237,12 +196,12 @@ def _timing(done: UnitsReport, new: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "seconds": done.seconds,
         "resumed": done.resumed,
-        "trees_per_second": _ratio(len(new), done.seconds),
-        "tokens_per_second": _ratio(generated, done.seconds),
+        "trees_per_second": ratio(len(new), done.seconds),
+        "tokens_per_second": ratio(generated, done.seconds),
         "generated_tokens": generated,
         "prompt_tokens": prompt,
         "cached_tokens": cached,
-        "prefix_hit_rate": _ratio(cached, prompt),
+        "prefix_hit_rate": ratio(cached, prompt),
         "unit_seconds": {key: summary["seconds"] for key, summary in done.summaries.items()},
     }
 
@@ -258,10 +217,6 @@ def _running_note() -> Callable[[dict[str, Any]], str]:
         return f"{solved / trees:.0%} solved, {tokens / max(time.monotonic() - start, 1e-9):,.0f} tokens/s"
 
     return note
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
 
 
 def _digest(problems: Sequence[Problem]) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from raylm.search.config import StepMode
 from raylm.search.tree import Step
 
 if TYPE_CHECKING:
@@ -30,9 +31,13 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Segmenter:
     """Cuts completions of one tokenizer into steps."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, mode: Literal["line", "sentence"]) -> None:
-        """Cut at the ends of lines, or at those of sentences and lines."""
-        self.tokenizer, self.mode = tokenizer, mode
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, mode: StepMode = "line", tokens: int = 1, pattern: str = ""
+    ) -> None:
+        """Cut at the ends of lines, at those of sentences and lines, after every `tokens` tokens, or behind every match
+        of `pattern`."""
+        self.tokenizer, self.mode, self.tokens = tokenizer, mode, tokens
+        self.pattern = re.compile(pattern)
         self._pieces: dict[int, str] = {}
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -55,6 +60,7 @@ class Segmenter:
         if not token_ids:
             return []
         text = self._added(prefix, token_ids)
+        ends = [match.end() for match in self.pattern.finditer(text)] if self.mode == "pattern" else []
         steps: list[Step] = []
         start = position = 0
 
@@ -65,12 +71,17 @@ class Segmenter:
             start, position = stop, position + len(piece)
 
         for stop, forced in self._candidates(token_ids):
+            if self.mode == "tokens" and stop - start < self.tokens:
+                continue
             before = [*prefix[-_CONTEXT:], *token_ids[max(0, start - _CONTEXT) : start]]
             piece = self._added(before, token_ids[start:stop])
             # A cut through a character shows as a replacement mark, or as text that is not part of the whole.
             if piece.endswith(_REPLACEMENT) or not text.startswith(piece, position):
                 continue
-            if self._ends(piece, text[position + len(piece) :], forced):
+            reached = position + len(piece)
+            if self.mode == "pattern" and not any(position < end <= reached for end in ends):
+                continue
+            if self._ends(piece, text[reached:], forced):
                 close(stop, piece)
         close(len(token_ids), text[position:])
         return steps
@@ -82,6 +93,8 @@ class Segmenter:
 
     def _candidates(self, token_ids: Sequence[int]) -> list[tuple[int, bool]]:
         """Where a step may end by its tokens: (tokens before the cut, whether a line ends inside the next token)."""
+        if self.mode in ("tokens", "pattern"):
+            return [(stop, False) for stop in range(1, len(token_ids))]
         found: dict[int, bool] = {}
         for index, token in enumerate(token_ids):
             piece = self._piece(token)
@@ -97,7 +110,7 @@ class Segmenter:
         """Whether a step ends between `piece` and `rest`; blank lines belong to the step before them."""
         if not piece.strip() or not rest.strip():
             return False
-        if forced:
+        if forced or self.mode in ("tokens", "pattern"):
             return True
         if piece.rstrip(" \t").endswith("\n"):
             return not re.match(r"[ \t]*\n", rest)

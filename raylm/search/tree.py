@@ -5,7 +5,9 @@ for. A completion is inserted as a whole, so every inserted path ends in a termi
 exactly one finished response. Terminal nodes are never selected: a finished response is not replayed.
 
 Selection has two kinds of arms at a node: "sample here" and each child with something left to explore below it.
-Both are scored by UCT; progressive widening decides whether "sample here" takes part.
+Both are scored by UCT or PUCT; progressive widening decides whether "sample here" takes part.
+
+Selection, backup and revision look at a path and at the children on it, never at the whole tree.
 """
 
 from __future__ import annotations
@@ -13,9 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+_LEAST_PRIOR = 1e-3
+"""Probability that a node has steps which were not sampled yet, even when the known ones seem to be all."""
 
 OPEN, STOP, LENGTH = 0, 1, 2
 """How a node's step ended: more may follow, the model ended its response, the response ran out of tokens."""
@@ -29,10 +34,13 @@ _COLUMNS: dict[str, type] = {
     "visits": np.int64,
     "unscored": np.int64,  # completions through the node whose reward is unknown
     "value_sum": np.float64,
+    "best": np.float64,  # highest reward at or below the node, NONE before the first
     "logprob": np.float64,
     "drawn": np.int64,  # completions sampled at the node
     "stale": np.int32,  # the last so many of them repeated known paths
 }
+NONE = -1.0
+"""In place of a reward that is not there; rewards lie in [0, 1]."""
 _TRANSIENT: dict[str, type] = {
     "in_flight": np.int64,  # virtual visits
     "drawing": np.int64,  # virtual draws
@@ -61,11 +69,18 @@ class Limits:
     widen: float = 1.0
     widen_power: float = 0.5
     patience: int = 4
+    rule: Literal["uct", "puct"] = "uct"
+    backup: Literal["mean", "max"] = "mean"
 
 
 def uct(value: float, count: int, total: int, c: float) -> float:
     """Q + c * sqrt(ln N_parent / N) (source: Kocsis and Szepesvari 2006; CRPS uses it with c 1.4)."""
     return value + c * math.sqrt(math.log(total) / count)
+
+
+def puct(value: float, prior: float, count: int, total: int, c: float) -> float:
+    """Q + c * P * sqrt(N_parent) / (1 + N) (source: Rosin 2011 as AlphaZero writes it)."""
+    return value + c * prior * math.sqrt(total) / (1 + count)
 
 
 class SearchTree:
@@ -91,9 +106,13 @@ class SearchTree:
         return self._columns[name][: self.size]
 
     def value(self, node: int) -> float:
-        """Mean backed-up reward, 0.0 before the first."""
+        """Q: the mean backed-up reward, or with backup `max` the highest one; 0.0 before the first."""
         visits = self._columns["visits"][node]
-        return float(self._columns["value_sum"][node] / visits) if visits else 0.0
+        if not visits:
+            return 0.0
+        if self.limits.backup == "max":
+            return float(self._columns["best"][node])
+        return float(self._columns["value_sum"][node] / visits)
 
     def path(self, node: int) -> list[int]:
         """Node ids from below the root down to `node`; empty for the root."""
@@ -115,6 +134,16 @@ class SearchTree:
         """Whether nothing is left to explore."""
         return not self._columns["alive"][0]
 
+    def samplable(self, node: int) -> bool:
+        """Whether a node is open and within the bounds of depth, length and patience."""
+        columns, limits = self._columns, self.limits
+        return bool(
+            columns["end"][node] == OPEN
+            and columns["depth"][node] < limits.max_depth
+            and columns["tokens"][node] < limits.max_tokens
+            and columns["stale"][node] < limits.patience
+        )
+
     def select(self, weight: int = 1) -> int:
         """Choose a node to sample from and mark `weight` virtual visits on its path until `release`.
 
@@ -128,12 +157,18 @@ class SearchTree:
         node = 0
         while (arm := self._best_arm(node)) != node:
             node = arm
-        self._mark(node, weight)
+        self.mark(node, weight)
         return node
 
+    def mark(self, node: int, weight: int = 1) -> None:
+        """Put `weight` virtual visits on the path to a node that is about to be sampled from, until `release`."""
+        self._columns["drawing"][node] += weight
+        for step in (0, *self.path(node)):
+            self._columns["in_flight"][step] += weight
+
     def release(self, node: int, weight: int = 1) -> None:
-        """Take back the virtual visits of `select`."""
-        self._mark(node, -weight)
+        """Take back the virtual visits of `select` or `mark`."""
+        self.mark(node, -weight)
 
     def insert(self, leaf: int, steps: Sequence[Step], end: int, round_index: int) -> tuple[int, bool]:
         """Add a completion of `leaf`, merging steps that are there already.
@@ -166,17 +201,30 @@ class SearchTree:
 
     def backup(self, terminal: int, reward: float | None) -> None:
         """Credit one completion to the root and every step of its path; `reward` None counts without a value."""
+        columns = self._columns
         for node in (0, *self.path(terminal)):
             if reward is None:
-                self._columns["unscored"][node] += 1
+                columns["unscored"][node] += 1
             else:
-                self._columns["visits"][node] += 1
-                self._columns["value_sum"][node] += reward
+                columns["visits"][node] += 1
+                columns["value_sum"][node] += reward
+                columns["best"][node] = max(columns["best"][node], reward)
+
+    def revise(self, terminal: int, reward: float) -> None:
+        """Change the reward of a terminal node, for all completions that ended there and were backed up with one."""
+        columns = self._columns
+        count = columns["visits"][terminal]
+        if not count or reward == columns["best"][terminal]:
+            return
+        change = (reward - columns["best"][terminal]) * count
+        columns["best"][terminal] = reward
+        columns["value_sum"][terminal] = reward * count
+        for node in (*self.path(terminal)[-2::-1], 0):
+            columns["value_sum"][node] += change
+            columns["best"][node] = max(columns["best"][child] for child in self.children[node])
 
     def state(self) -> dict[str, Any]:
-        """Everything as JSON data, exactly. Virtual visits must have been released."""
-        if self.column("in_flight").any() or self.column("drawing").any():
-            raise ValueError("a tree with samples in flight has no exact state")
+        """Everything but virtual visits as JSON data, exactly; who has samples in flight marks them again."""
         columns: dict[str, Any] = {name: self.column(name).tolist() for name in _COLUMNS}
         return {
             **columns,
@@ -206,14 +254,33 @@ class SearchTree:
         limits = self.limits
         room = len(self.children[node]) < limits.widen * float(total + 1) ** limits.widen_power
         arms: list[tuple[int, int]] = [(child, self._count(child)) for child in open_children]
-        if self._samplable(node) and (room or not open_children):
+        if self.samplable(node) and (room or not open_children):
             arms.insert(0, (node, int(columns["drawn"][node] + columns["drawing"][node])))
-        untried = next((arm for arm, count in arms if count == 0), None)
-        if untried is not None:
-            return untried
-        return max(arms, key=lambda arm: (uct(self._cautious_value(arm[0]), arm[1], max(total, 1), limits.c), -arm[0]))[
-            0
-        ]
+        if limits.rule == "uct":
+            untried = next((arm for arm, count in arms if count == 0), None)
+            if untried is not None:
+                return untried
+        priors = self._priors(node, arms) if limits.rule == "puct" else [0.0] * len(arms)
+
+        def score(place: int) -> tuple[float, int]:
+            arm, count = arms[place]
+            value = self._cautious_value(arm)
+            if limits.rule == "puct":
+                return puct(value, priors[place], count, total, limits.c), -arm
+            return uct(value, count, max(total, 1), limits.c), -arm
+
+        return arms[max(range(len(arms)), key=score)][0]
+
+    def _priors(self, node: int, arms: Sequence[tuple[int, int]]) -> list[float]:
+        """The policy's own probability of each arm; sampling at the node has what its known steps leave over.
+
+        Normalised over the arms (source: ours; AlphaZero's arms are given, ours are what was sampled so far).
+        """
+        logprob = self._columns["logprob"]
+        left = max(1.0 - sum(math.exp(min(logprob[child], 0.0)) for child in self.children[node]), _LEAST_PRIOR)
+        weights = [left if arm == node else math.exp(min(logprob[arm], 0.0)) for arm, _ in arms]
+        total = sum(weights)
+        return [weight / total if total else 1.0 / len(arms) for weight in weights]
 
     def _count(self, node: int) -> int:
         columns = self._columns
@@ -221,28 +288,15 @@ class SearchTree:
 
     def _cautious_value(self, node: int) -> float:
         """Q with the samples in flight counted as failures (virtual loss)."""
-        scored = self._columns["visits"][node] + self._columns["in_flight"][node]
-        return float(self._columns["value_sum"][node] / scored) if scored else 0.0
-
-    def _samplable(self, node: int) -> bool:
-        columns, limits = self._columns, self.limits
-        return bool(
-            columns["end"][node] == OPEN
-            and columns["depth"][node] < limits.max_depth
-            and columns["tokens"][node] < limits.max_tokens
-            and columns["stale"][node] < limits.patience
-        )
-
-    def _mark(self, node: int, weight: int) -> None:
-        self._columns["drawing"][node] += weight
-        for step in (0, *self.path(node)):
-            self._columns["in_flight"][step] += weight
+        visits = self._columns["visits"][node]
+        scored = visits + self._columns["in_flight"][node]
+        return self.value(node) * float(visits / scored) if visits else 0.0
 
     def _refresh(self, node: int) -> None:
         """Bring `alive` (something at or below the node may be sampled) up to date, from `node` upwards."""
         columns = self._columns
         while node >= 0:
-            alive = self._samplable(node) or columns["alive_children"][node] > 0
+            alive = self.samplable(node) or columns["alive_children"][node] > 0
             if alive == columns["alive"][node]:
                 return
             columns["alive"][node] = alive
@@ -278,7 +332,7 @@ class SearchTree:
         self.size += 1
         columns = self._columns
         columns["parent"][node], columns["end"][node], columns["round"][node] = parent, end, round_index
-        columns["logprob"][node] = step.logprob
+        columns["logprob"][node], columns["best"][node] = step.logprob, NONE
         if parent >= 0:
             columns["depth"][node] = columns["depth"][parent] + 1
             columns["tokens"][node] = columns["tokens"][parent] + len(step.token_ids)

@@ -1,0 +1,128 @@
+"""Reward models for the search: a local sequence classifier, or one that is served over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raylm.errors import EngineDied, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TIMEOUT = 60.0
+_TRIES = 3
+
+
+def is_address(model: str) -> bool:
+    """Whether a reward model is named by its address."""
+    return model.startswith(("http://", "https://"))
+
+
+async def build(model: str, *, cpus: float = 1.0, gpus: float = 0.0) -> LocalReward | ServedReward:
+    """The reward model at a directory or an address.
+
+    Raises:
+        UserError: it cannot be loaded, or is no classifier with one output.
+    """
+    if is_address(model):
+        return ServedReward(model)
+    return await asyncio.to_thread(LocalReward, model, cpus, gpus)
+
+
+class LocalReward:
+    """A sequence classifier with one output; the score is the sigmoid of its logit for the question and response."""
+
+    def __init__(self, path: str, cpus: float = 1.0, gpus: float = 0.0) -> None:
+        """Load it; see `build`."""
+        import torch
+        from transformers import AutoConfig, AutoModelForSequenceClassification
+
+        from raylm.llm import models
+
+        if not (Path(path) / "config.json").is_file():
+            raise UserError(f"search.value.model={path}: no model directory (config.json is missing)")
+        settings = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        architectures = settings.architectures or []
+        if settings.num_labels != 1 or not any("SequenceClassification" in name for name in architectures):
+            raise UserError(
+                f"search.value.model={path}: {', '.join(architectures) or 'a model'} with {settings.num_labels} outputs "
+                "is no reward model; it takes a sequence classifier with one"
+            )
+        torch.set_num_threads(max(1, int(cpus)))
+        self.tokenizer: PreTrainedTokenizerBase = models.load_tokenizer(Path(path), False)
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            path, use_safetensors=True, trust_remote_code=False
+        )
+        self.device = torch.device("cuda" if gpus > 0 and torch.cuda.is_available() else "cpu")
+        self.model = model.to(self.device).eval()
+        self.positions = getattr(settings, "max_position_embeddings", None)
+        self._lock = asyncio.Lock()
+
+    async def score(self, question: str, response: str) -> float:
+        """The probability that the classifier gives a response, in [0, 1].
+
+        Raises:
+            ValueError: question and response are longer than the model's positions; nothing is cut off.
+        """
+        ids = self._ids(question, response)
+        if self.positions and len(ids) > self.positions:
+            raise ValueError(f"{len(ids)} tokens are more than the {self.positions} positions of the reward model")
+        # One by one, so that a score does not depend on what else is scored with it.
+        async with self._lock:
+            return await asyncio.to_thread(self._forward, ids)
+
+    def _ids(self, question: str, response: str) -> list[int]:
+        from raylm.llm.chat import training_ids
+
+        if self.tokenizer.chat_template is None:
+            return list(self.tokenizer(question, response)["input_ids"])
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
+        return training_ids(self.tokenizer, messages)[0]
+
+    def _forward(self, ids: Sequence[int]) -> float:
+        import torch
+
+        with torch.inference_mode():
+            logit = self.model(input_ids=torch.tensor([list(ids)], device=self.device)).logits[0, 0]
+        return float(torch.sigmoid(logit.float()))
+
+
+class ServedReward:
+    """A reward model behind HTTP: POST {"items": [{"question", "response"}]} answers {"scores": [number in [0, 1]]}."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    async def score(self, question: str, response: str) -> float:
+        """What the service says of one response.
+
+        Raises:
+            EngineDied: it does not answer, or not with one score in [0, 1].
+        """
+        return await asyncio.to_thread(self._ask, question, response)
+
+    def _ask(self, question: str, response: str) -> float:
+        body = json.dumps({"items": [{"question": question, "response": response}]}).encode()
+        request = urllib.request.Request(self.address, body, {"Content-Type": "application/json"})
+        error: Exception | None = None
+        for _ in range(_TRIES):
+            try:
+                with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+                    return self._read(json.loads(answer.read()))
+            except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as failure:
+                error = failure
+        raise EngineDied(f"the reward model at {self.address} does not answer: {error}")
+
+    def _read(self, answer: Any) -> float:
+        scores = answer.get("scores") if isinstance(answer, dict) else None
+        if not isinstance(scores, list) or len(scores) != 1 or not 0 <= float(scores[0]) <= 1:
+            raise EngineDied(
+                f"the reward model at {self.address} answers {str(answer)[:80]!r}, not one score in [0, 1]"
+            )
+        return float(scores[0])
