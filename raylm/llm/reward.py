@@ -50,9 +50,10 @@ class LocalReward:
         settings = AutoConfig.from_pretrained(path, trust_remote_code=False)
         architectures = settings.architectures or []
         if settings.num_labels != 1 or not any("SequenceClassification" in name for name in architectures):
+            named = ", ".join(architectures) or "a model"
             raise UserError(
-                f"search.value.model={path}: {', '.join(architectures) or 'a model'} with {settings.num_labels} outputs "
-                "is no reward model; it takes a sequence classifier with one"
+                f"search.value.model={path}: {named} with {settings.num_labels} outputs is no reward model; it takes a "
+                "sequence classifier with one output"
             )
         torch.set_num_threads(max(1, int(cpus)))
         self.tokenizer: PreTrainedTokenizerBase = models.load_tokenizer(Path(path), False)

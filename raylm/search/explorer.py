@@ -167,9 +167,8 @@ class _Search:
         growth, tree = self.growth, self.growth.tree
         value = self.config.search.value
         known = growth.trajectories if value.consistency else {end: growth.trajectories[end] for end in ends}
-        worth = rewards(
-            value, known, votes(growth.trajectories, growth.draws) if value.consistency else {}, growth.scores
-        )
+        shares = votes(growth.trajectories, growth.draws) if value.consistency else {}
+        worth = rewards(value, known, shares, growth.scores)
         for end, reward in worth.items():
             if reward is not None:
                 tree.revise(end, reward)

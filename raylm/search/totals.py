@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,11 +100,32 @@ class Found:
     """Share of trees with a correct and a wrong response."""
 
 
-def curve(trees: Sequence[Tree], budgets: Iterable[int] = ()) -> list[Found]:
-    """What a search had found at each budget; without budgets at the powers of two up to the largest tree."""
-    largest = max((sum(tree.draw_tokens) for tree in trees), default=0)
-    points = sorted(budgets) or [2**power for power in range(4, math.ceil(math.log2(max(largest, 16))) + 1)]
-    return [_found(trees, budget) for budget in points]
+_BUDGETS = tuple(16 * 2**power for power in range(17))
+
+
+class Curve:
+    """What searches had found at each of a list of budgets, which is how they are compared at equal tokens."""
+
+    def __init__(self, budgets: Sequence[int] = _BUDGETS) -> None:
+        self.budgets = sorted(budgets)
+        self.trees = 0
+        self.largest = 0
+        self._sums = [[0] * 5 for _ in self.budgets]
+
+    def add(self, tree: Tree) -> None:
+        """Count one tree."""
+        self.trees += 1
+        self.largest = max(self.largest, sum(tree.draw_tokens))
+        for sums, budget in zip(self._sums, self.budgets, strict=True):
+            for place, value in enumerate(_found(tree, draws_within(tree, budget))):
+                sums[place] += value
+
+    def points(self) -> list[Found]:
+        """One for each budget, up to the first that no tree exceeds."""
+        enough = sum(budget < self.largest for budget in self.budgets) + 1
+        count = max(self.trees, 1)
+        rows = list(zip(self.budgets, self._sums, strict=True))[:enough]
+        return [Found(budget, *(value / count for value in sums)) for budget, sums in rows]
 
 
 def draws_within(tree: Tree, tokens: int) -> int:
@@ -129,15 +149,9 @@ def ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _found(trees: Sequence[Tree], budget: int) -> Found:
-    spent = coverage = votes = correct = both = 0
-    for tree in trees:
-        draws = draws_within(tree, budget)
-        verdicts = [tree.trajectories[found].verdict for found in set(tree.draws[:draws])]
-        spent += sum(tree.draw_tokens[:draws])
-        coverage += "correct" in verdicts
-        votes += majority_is_right(tree, draws)
-        correct += verdicts.count("correct")
-        both += "correct" in verdicts and "wrong" in verdicts
-    count = max(len(trees), 1)
-    return Found(budget, spent / count, coverage / count, votes / count, correct / count, both / count)
+def _found(tree: Tree, draws: int) -> tuple[int, int, int, int, int]:
+    """The sums behind `Found` for one tree's first draws."""
+    verdicts = [tree.trajectories[found].verdict for found in set(tree.draws[:draws])]
+    right = verdicts.count("correct")
+    spent = sum(tree.draw_tokens[:draws])
+    return spent, int(right > 0), int(majority_is_right(tree, draws)), right, int(right > 0 and "wrong" in verdicts)

@@ -14,6 +14,7 @@ from raylm.report import figures
 from raylm.report.artefacts import finished, iterate, made_from, subtitle, timing
 from raylm.report.page import Page, figure, format_interval
 from raylm.report.trees import Showcase, drawing, outcome
+from raylm.search.totals import Curve
 from raylm.storage import Store
 
 _OUTCOMES = {
@@ -57,6 +58,7 @@ class Overview:
     correct: dict[str, list[int]] = field(default_factory=lambda: {kind: [] for kind in _OUTCOMES})
     value_by_depth: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     visits_by_depth: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    curve: Curve = field(default_factory=Curve)
 
     def add(self, tree: Tree) -> None:
         """Count one tree."""
@@ -71,6 +73,7 @@ class Overview:
         self.tokens[kind].append(tree.generated_tokens)
         self.correct[kind].append(sum(path.verdict == "correct" for path in tree.trajectories))
         self.showcase.offer(tree)
+        self.curve.add(tree)
         depths: dict[int, int] = {}
         for node in tree.nodes:  # parents come before their children
             depth = depths[node.id] = depths[node.parent] + 1 if node.parent >= 0 else 0
@@ -189,7 +192,23 @@ def _plots(overview: Overview) -> list[Markup]:
     visits = [sum(overview.visits_by_depth[d]) / len(overview.visits_by_depth[d]) for d in depths]
     values = [value for depth in depths[1:] for value in overview.value_by_depth[depth]]
     colours = [_COLOURS[kind] for kind in present]
+    points = overview.curve.points()
+    tokens = [point.tokens for point in points]
     return [
+        figure(
+            figures.lines(
+                {
+                    "a correct response": (tokens, [point.coverage for point in points]),
+                    "right and wrong responses": (tokens, [point.both for point in points]),
+                    "a correct majority": (tokens, [point.majority for point in points]),
+                },
+                title="Found by tokens",
+                x="generated tokens of a tree, at most",
+                y="share of trees",
+                limits=(-0.02, 1.02),
+            ),
+            "What the trees had found once each had spent so many tokens; a tree that stopped keeps what it has.",
+        ),
         figure(
             figures.histogram(
                 {_OUTCOMES[kind]: overview.nodes[kind] for kind in present},
