@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylm.search.tree import LENGTH, OPEN, STOP, Limits, SearchTree, Step, uct
+from raylm.search.tree import LENGTH, NONE, OPEN, STOP, Limits, SearchTree, Step, puct, uct
 
 
 def steps(*texts, ids=None):
@@ -123,6 +123,23 @@ def test_depth_and_length_bound_what_is_sampled_but_not_what_is_kept():
     assert [long.select() for _ in range(3)] == [0, 0, 0]
 
 
+def test_puct_is_the_formula_and_its_priors_are_the_policys_own():
+    assert puct(0.5, 0.25, 3, 16, 2.0) == 0.5 + 2.0 * 0.25 * 4.0 / 4
+    tree = SearchTree(Limits(rule="puct", c=100.0, widen=0.1, widen_power=0.0))
+    likely, rare = Step((1,), "likely\n", math.log(0.8)), Step((2,), "rare\n", math.log(0.1))
+    for step in (rare, likely):
+        tree.backup(tree.insert(0, [step, Step((9,), "z", -1.0)], STOP, 0)[0], 1.0)
+    assert tree.select() == 3  # the likelier step, though it was found later
+    arms = [(0, 2), (1, 1), (3, 1)]
+    assert tree._priors(0, arms) == pytest.approx([0.1, 0.1, 0.8])
+
+
+def test_backup_takes_the_mean_or_the_highest_reward():
+    for backup, value in (("mean", 0.5), ("max", 1.0)):
+        tree = grown(Limits(backup=backup), (["a\n", "b"], 1.0), (["a\n", "c"], 0.0))
+        assert tree.value(0) == tree.value(1) == value
+
+
 def test_an_end_must_be_an_end():
     with pytest.raises(ValueError, match="STOP or LENGTH"):
         SearchTree(Limits()).insert(0, steps("a"), OPEN, 0)
@@ -136,6 +153,8 @@ LIMITS = st.builds(
     widen=st.sampled_from([0.5, 1.0, 2.0]),
     widen_power=st.sampled_from([0.0, 0.5, 1.0]),
     patience=st.integers(1, 3),
+    rule=st.sampled_from(["uct", "puct"]),
+    backup=st.sampled_from(["mean", "max"]),
 )
 COMPLETION = st.tuples(
     st.lists(st.sampled_from(["a\n", "b\n", "a \n", "cc\n"]), max_size=3),
@@ -181,6 +200,8 @@ def check_invariants(tree):
         assert seen[node] >= sum(seen[child] for child in children)
         assert 0.0 <= tree.value(node) <= 1.0
         assert (end[node] == OPEN) or not children
+        known = [tree.column("best")[child] for child in children]
+        assert tree.column("best")[node] == max(known, default=tree.column("best")[node])
         # Every path that was inserted came to an end.
         assert end[node] != OPEN or children or node == 0
         alive = bool(tree.column("alive")[node])
@@ -213,3 +234,26 @@ def test_a_tree_from_its_state_goes_on_exactly_as_the_tree_itself(limits, rounds
     assert {k: v for k, v in second.state().items() if k not in drop} == {
         k: v for k, v in whole.state().items() if k not in drop
     }
+
+
+@given(ROUNDS, st.lists(st.tuples(st.integers(0, 30), st.sampled_from([0.0, 0.25, 1.0])), max_size=6))
+@settings(deadline=None, max_examples=60)
+def test_revised_rewards_give_the_tree_that_had_them_from_the_start(rounds, changes):
+    tree, log = SearchTree(Limits()), []
+    for texts, end, reward in (item for round_ in rounds for leaf in round_ for item in leaf):
+        terminal, _ = tree.insert(0, steps(*texts), end, 0)
+        known = dict(log)
+        log.append((terminal, known.get(terminal, reward)))
+        tree.backup(*log[-1])
+    final = dict(log)
+    for place, reward in changes:
+        if log and final[log[place % len(log)][0]] is not None:
+            final[log[place % len(log)][0]] = reward
+            tree.revise(log[place % len(log)][0], reward)
+    again = SearchTree.from_state(Limits(), tree.state())
+    again.column("visits")[:], again.column("unscored")[:] = 0, 0
+    again.column("value_sum")[:], again.column("best")[:] = 0.0, NONE
+    for terminal, _ in log:
+        again.backup(terminal, final[terminal])
+    for name in ("visits", "unscored", "value_sum", "best"):
+        assert again.column(name).tolist() == pytest.approx(tree.column(name).tolist())
