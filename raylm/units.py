@@ -7,7 +7,6 @@ unit is committed as one file before its row is reported, so a killed driver or 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import json
@@ -15,11 +14,9 @@ import logging
 import os
 import sys
 import tempfile
-import time
-import traceback
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -28,13 +25,11 @@ from raylm.llm.config import ComputeConfig
 from raylm.progress import Progress
 from raylm.storage import Store
 
-if TYPE_CHECKING:
-    import numpy as np
-
 SNAPSHOTS = "snapshots"
 """Folder of unfinished units; a worker may keep one there under `snapshot_name`."""
+RUNNING = "running"
+"""Folder of marks that an actor leaves on units while it has them; those that are left over show where one died."""
 _META = b"raylm"
-_RESTARTS_WITHOUT_PROGRESS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +146,8 @@ def run_units(
     done = finished_keys(store)
     pending = [unit for unit in units if unit.key not in done]
     report = UnitsReport(resumed=len(units) - len(pending))
-    store.remove("failed")
+    for folder in ("failed", RUNNING):
+        store.remove(folder)
     with Progress(label, len(units), noun, done=report.resumed) as progress:
         if pending:
             ensure_ray()
@@ -162,6 +158,7 @@ def run_units(
                     store.write_json(f"failed/{row['key']}.json", {"key": row["key"], "error": row["error"]})
                 progress.advance(note=note(summary) if summary else "")
         report.seconds = progress.elapsed
+    store.remove(RUNNING)
     for unit in units:
         if unit.key not in report.failed:
             report.summaries[unit.key] = read_summary(store, unit.key)
@@ -171,6 +168,12 @@ def run_units(
 def snapshot_name(key: str) -> str:
     """File in which a worker may save an unfinished unit, to go on from; it is removed once the unit is committed."""
     return f"{SNAPSHOTS}/{key}.json"
+
+
+def commit(store: Store, key: str, table: pa.Table, summary: dict[str, Any]) -> None:
+    """Make a unit finished: its rows and its summary are one file, and its snapshot goes."""
+    store.write_table(f"parts/{key}.parquet", table.replace_schema_metadata({_META: json.dumps(summary).encode()}))
+    store.remove(snapshot_name(key))
 
 
 def finished_keys(store: Store) -> set[str]:
@@ -208,6 +211,8 @@ def _stream(
 ) -> Iterator[dict[str, Any]]:
     import ray.data
 
+    from raylm.unit_actor import UnitActor
+
     # Small blocks keep every actor busy to the end; large jobs get blocks of many units so that Ray tracks few objects.
     slots = compute.max_workers * compute.in_flight
     # Ray adds actors once the running ones have a queue; a pool of fixed size needs none.
@@ -216,7 +221,7 @@ def _stream(
     items = [{"key": unit.key, "payload": json.dumps(unit.payload)} for unit in pending]
     dataset = ray.data.from_items(items, override_num_blocks=-(-len(items) // per_block))
     dataset = dataset.map_batches(
-        _UnitActor,
+        UnitActor,
         fn_constructor_kwargs={
             "worker": worker,
             "worker_args": worker_args,
@@ -238,67 +243,3 @@ def _stream(
             # Sent as a row: an error raised inside Ray Data arrives wrapped, without its cause.
             raise {"UserError": UserError, "EngineDied": EngineDied}[row["fatal"]](row["error"])
         yield row
-
-
-class _UnitActor:
-    """Ray Data's callable: one worker, many units at once."""
-
-    def __init__(self, worker: type[Worker], worker_args: dict[str, Any], store: Store, attempts: int) -> None:
-        self.worker = worker(**worker_args)
-        self.store, self.attempts = store, attempts
-        self.generation = 0  # how often the worker has been started
-        self.fruitless = 0  # restarts since a unit last finished
-        self.lock: asyncio.Lock | None = None
-
-    async def __call__(self, batch: dict[str, np.ndarray]) -> AsyncIterator[dict[str, list[str]]]:
-        unit = Unit(str(batch["key"][0]), json.loads(str(batch["payload"][0])))
-        fatal = ""
-        try:
-            summary, error = await self._attempt(unit)
-        except (UserError, EngineDied) as failure:
-            fatal = "UserError" if isinstance(failure, UserError) else "EngineDied"
-            summary, error = {}, str(failure)
-        yield {"key": [unit.key], "summary": [json.dumps(summary)], "error": [error], "fatal": [fatal]}
-
-    async def _attempt(self, unit: Unit) -> tuple[dict[str, Any], str]:
-        error = ""
-        tries = 0
-        await self._restart(0)
-        while tries < self.attempts:
-            generation = self.generation
-            start = time.monotonic()
-            try:
-                table, summary = await self.worker.run(unit, self.store)
-            except EngineDied as death:
-                await self._restart(generation, death)
-                continue  # the engine's death is not this unit's fault
-            except UserError:
-                raise
-            except Exception as failure:
-                tries += 1
-                error = "".join(traceback.format_exception_only(failure)).strip()
-                continue
-            self.fruitless = 0
-            summary["seconds"] = time.monotonic() - start
-            table = table.replace_schema_metadata({_META: json.dumps(summary).encode()})
-            await asyncio.to_thread(self._commit, unit.key, table)
-            return summary, ""
-        return {}, error
-
-    def _commit(self, key: str, table: pa.Table) -> None:
-        self.store.write_table(f"parts/{key}.parquet", table)
-        self.store.remove(snapshot_name(key))
-
-    async def _restart(self, generation: int, death: EngineDied | None = None) -> None:
-        """Start the worker unless another unit has done so since `generation`."""
-        self.lock = self.lock or asyncio.Lock()
-        async with self.lock:
-            if self.generation != generation:
-                return
-            if death is not None:
-                self.fruitless += 1
-                if self.fruitless > _RESTARTS_WITHOUT_PROGRESS:
-                    raise EngineDied(f"the engine died {self.fruitless} times without finishing a unit: {death}")
-                await self.worker.close()
-            await self.worker.start()
-            self.generation += 1

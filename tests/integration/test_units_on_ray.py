@@ -34,6 +34,8 @@ class Squares:
         with open(self.log, "a") as file:
             file.write(f"{number} {os.getpid()}\n")
         await asyncio.sleep(0.02)
+        if self.mode == "broken":
+            raise EngineDied("out of memory")
         if number == 3:
             await self._misbehave()
         return pa.table({"square": [number * number]}), {"generation": self.started}
@@ -43,8 +45,10 @@ class Squares:
             raise UserError("number 3 is malformed")
         if self.mode == "poison":
             raise ArithmeticError("cannot square 3")
-        if self.mode == "always dead" or (self.mode == "dead once" and self.started == 1):
+        if self.mode == "deadly" or (self.mode == "dead once" and self.started == 1):
             raise EngineDied("out of memory")
+        if self.mode == "kills its process":
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.mode == "kill once":
             with open(self.log) as file:
                 pids = {line.split()[1] for line in file}
@@ -106,7 +110,17 @@ def test_a_dead_engine_is_started_again_without_blaming_the_unit(tmp_path):
 
 def test_an_engine_that_keeps_dying_ends_the_stage_with_its_cause(tmp_path):
     with pytest.raises(EngineDied, match="out of memory"):
-        _run(tmp_path, "always dead", count=4)
+        _run(tmp_path, "broken", count=12)
+
+
+@pytest.mark.parametrize("mode", ["deadly", "kills its process"])
+def test_a_unit_that_kills_the_engine_or_its_process_is_found_and_set_aside(tmp_path, mode):
+    units, store, report = _run(tmp_path, mode, count=16)
+    assert list(report.failed) == [units[3].key]
+    assert "alone" in report.failed[units[3].key]
+    assert finished_keys(store) == {unit.key for unit in units} - {units[3].key}
+    assert _attempts(tmp_path).count(3) == 3
+    assert store.names("running") == []
 
 
 def test_a_killed_actor_loses_only_what_was_in_flight(tmp_path):
