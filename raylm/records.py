@@ -143,6 +143,14 @@ class Chain:
     seed: int
     tokens: int
     """Tokens generated for this chain beyond the search (0 for structural analyst and synthesizer)."""
+    writer_model: str = ""
+    """The language model that analysed or wrote; empty when none did."""
+    writer_revision: str = ""
+    temperature: float = 0.0
+    """Of the analyst's and synthesizer's sampling."""
+    tree_config: str = ""
+    """Hash of the config that the tree was grown with, temperatures and budgets included."""
+    tree_seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

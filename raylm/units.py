@@ -218,6 +218,9 @@ def _stream(
     # Ray adds actors once the running ones have a queue; a pool of fixed size needs none.
     queued = compute.in_flight * (2 if compute.max_workers > compute.min_workers else 1)
     per_block = max(1, len(pending) // (slots * 16))
+    wanted: dict[str, Any] = {"resources": compute.resources} if compute.resources else {}
+    if compute.accelerator_type:
+        wanted["accelerator_type"] = compute.accelerator_type
     items = [{"key": unit.key, "payload": json.dumps(unit.payload)} for unit in pending]
     dataset = ray.data.from_items(items, override_num_blocks=-(-len(items) // per_block))
     dataset = dataset.map_batches(
@@ -237,6 +240,7 @@ def _stream(
         ),
         num_cpus=compute.cpus,
         num_gpus=compute.gpus,
+        **wanted,
     )
     for row in dataset.iter_rows():
         if row["fatal"]:

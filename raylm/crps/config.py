@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from raylm.config import Config, runtime
+from raylm.llm.config import ComputeConfig, EngineConfig, check_gpus
 from raylm.tasks.config import PromptConfig, SourceConfig, VerifierConfig
 
 
@@ -47,6 +48,29 @@ class FilterConfig(Config):
         return self
 
 
+class LlmConfig(Config):
+    """The language model of an analyst or a synthesizer that is one."""
+
+    engine: EngineConfig = EngineConfig()
+    """Which model, and on what."""
+    compute: ComputeConfig = ComputeConfig(in_flight=8)
+    """The Ray actors that hold it."""
+    temperature: float = Field(0.7, ge=0)
+    """Sampling temperature; every pair has a seed of its own, since at temperature 0 like pairs make like chains."""
+    critique_tokens: int = Field(512, ge=1)
+    """Longest critique, in tokens."""
+    chain_tokens: int = Field(256, ge=1)
+    """Longest chain, in tokens."""
+    retries: int = Field(2, ge=0)
+    """Further answers that an analyst may give when one is not valid."""
+    evidence: bool = True
+    """Show the analyst what the tree itself proves: where paths part, and which sums do not hold."""
+    style: str = ""
+    """A worked chain whose form the synthesizer follows; empty takes the first example of the prompt."""
+    variants: int = Field(1, ge=1)
+    """Chains that method solve writes of a problem."""
+
+
 class SynthesizeConfig(Config):
     """Write training chains from trees."""
 
@@ -54,17 +78,25 @@ class SynthesizeConfig(Config):
     """Artefact of the explore stage."""
     out: str = runtime("runs/synthesize")
     """Directory of the artefact."""
-    method: Literal["crps", "best_path", "rejection"] = "crps"
-    """crps contrasts paths; best_path keeps each tree's best path; rejection keeps every distinct correct path."""
-    analyst: Literal["structural"] = "structural"
-    """Who finds pivots and failure modes: structural reads them off the tree."""
-    synthesizer: Literal["structural"] = "structural"
-    """Who writes the chain: structural grafts the best continuation onto the shared prefix."""
+    method: Literal["crps", "best_path", "rejection", "good_only", "shuffled", "solve", "correction"] = "crps"
+    """crps contrasts paths. The others are what it is compared with: best_path keeps each tree's best path; rejection
+    every distinct correct path; good_only reflects on the best path alone; shuffled uses another problem's critique;
+    solve lets the synthesizer write from the problem alone; correction asks for the mistake in a wrong path and its
+    correction (LEMA)."""
+    analyst: Literal["structural", "llm"] = "structural"
+    """Who finds pivots and failure modes: structural reads them off the tree, llm asks a language model."""
+    synthesizer: Literal["structural", "llm"] = "structural"
+    """Who writes the chain: structural grafts the best continuation onto the shared prefix, llm asks a language model,
+    which sees neither path nor answer."""
+    llm: LlmConfig = LlmConfig()
+    """The model of what is llm above."""
     pitfall: Literal["none", "check", "full"] = "check"
     """What a chain adds where its pair parts: nothing; a check by the inverse operation (12 - 5 = 7, since 7 + 5 = 12);
     or also the mistake that it avoids (not 8). Short and regular text suits small models."""
     without_pair: Literal["best_path", "skip"] = "best_path"
     """What becomes of a problem with correct paths and nothing to contrast them with: its best path, or nothing."""
+    correction_prompt: str = "Find the first mistake in this solution and correct it:"
+    """What method correction puts between a question and a wrong solution."""
     prompt: PromptConfig = PromptConfig()
     """The chat that a chain's question is put in; must be the one that the tuned model will be asked with."""
     pairs: PairConfig = PairConfig()
@@ -79,4 +111,18 @@ class SynthesizeConfig(Config):
     seed: int = 0
     """Seed of the sampling of pairs."""
     parallelism: int = runtime(2, ge=1)
-    """Actors that write and verify chains."""
+    """Actors that write and verify chains where no language model does; llm.compute says how many where one does."""
+
+    @property
+    def uses_llm(self) -> bool:
+        """Whether a language model is asked."""
+        return self.method == "solve" or (
+            self.method in ("crps", "shuffled", "good_only", "correction") and "llm" in (self.analyst, self.synthesizer)
+        )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SynthesizeConfig:
+        if self.method == "solve" and self.synthesizer != "llm":
+            raise ValueError("method solve needs synthesizer: llm, for only a language model can write from a problem")
+        check_gpus(self.llm.engine, self.llm.compute)
+        return self

@@ -17,7 +17,7 @@ import numpy as np
 from raylm.crps.config import PairConfig
 from raylm.records import Tree
 
-Contrast = Literal["hard", "soft"]
+Contrast = Literal["hard", "soft", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +64,24 @@ class Pair:
     anchor: Path
     negative: Path
     contrast: Contrast
-    """hard: the negative is wrong; soft: it is right and longer."""
+    """hard: the negative is wrong; soft: it is right and longer; none: there is none, and it is the anchor itself."""
     rescue: Rescue | None = None
     """None for a soft pair."""
 
     @property
     def shared(self) -> int:
-        """Steps that both paths begin with."""
-        return shared_steps(self.anchor, self.negative)
+        """Steps that both paths begin with; 0 without a negative."""
+        return shared_steps(self.anchor, self.negative) if self.contrast != "none" else 0
 
     @property
     def pivot_node(self) -> int:
         """The last node on both paths; 0, the question, when they part at once."""
         return self.anchor.nodes[self.shared - 1] if self.shared else 0
+
+
+def lone(tree: Tree, path: Path) -> Pair:
+    """A good path with nothing to contrast it with, in the form of a pair."""
+    return Pair(tree.question, path, path, "none")
 
 
 def paths(tree: Tree, verdict: str) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, Protocol
 
@@ -66,12 +67,27 @@ class Critique(_Frozen):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
+@dataclass(frozen=True, slots=True)
+class Reflection:
+    """What came of an analyst's work on a pair."""
+
+    critique: Critique | None
+    """None when no answer was valid."""
+    rejects: tuple[str, ...] = ()
+    """Why answers were rejected: `json`, `schema`, `content`, `prompt_too_long`."""
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    seconds: float = 0.0
+
+
 class Analyst(Protocol):
     """Reads a pair and says what separates its paths. A pair holds no gold answer."""
 
     name: str
 
-    def reflect(self, pair: Pair) -> Critique: ...
+    async def reflect(self, pair: Pair, name: str) -> Reflection:
+        """Critique a pair; `name` tells it from all others, for seeds."""
+        ...
 
 
 def faults(critique: Critique, pair: Pair) -> list[str]:
@@ -82,8 +98,8 @@ def faults(critique: Critique, pair: Pair) -> list[str]:
         found.append(f"divergence_step_index {critique.divergence_step_index} is out of range")
     if critique.contrast_type != pair.contrast:
         found.append(f"contrast_type {critique.contrast_type} is not the pair's, {pair.contrast}")
-    if not critique.pivots or not critique.failure_modes:
-        found.append("a critique names at least one pivot and one failure mode")
+    if not critique.pivots or bool(critique.failure_modes) == (pair.contrast == "none"):
+        found.append("a critique names at least one pivot, and one failure mode where there is a solution B")
     for pivot in critique.pivots:
         if not (0 <= pivot.step_a < len(good) and 0 <= pivot.step_b < len(bad)):
             found.append(f"pivot ({pivot.step_a}, {pivot.step_b}) is out of range")
@@ -105,8 +121,14 @@ class StructuralAnalyst:
 
     name = "structural"
 
-    def reflect(self, pair: Pair) -> Critique:
+    async def reflect(self, pair: Pair, name: str) -> Reflection:
+        """See `critique`; it costs no tokens."""
+        return Reflection(self.critique(pair))
+
+    def critique(self, pair: Pair) -> Critique:
         """The divergence, the drop in value, the failures by falling certainty, and the step that would have helped."""
+        if pair.contrast == "none":
+            return _of_one(pair)
         at_a, at_b = _place(pair.anchor, pair.shared), _place(pair.negative, pair.shared)
         found = list(_failures(pair, at_a, at_b))
         modes = [mode for mode, _ in found]
@@ -131,6 +153,26 @@ class StructuralAnalyst:
             confidence=found[0][1],
             contrast_type=pair.contrast,
         )
+
+
+def _of_one(pair: Pair) -> Critique:
+    """What a good path alone shows: its decisive step is the one at which the mean reward rises most."""
+    path = pair.anchor
+    rises = [(path.values[index + 1] - path.values[index], -index) for index in range(len(path.steps))]
+    size, index = max(rises)
+    at = _place(path, -index)
+    return Critique(
+        divergence_step_index=at,
+        pivots=[Pivot(step_a=at, step_b=at, why=f"the mean reward rises by {size:.2f}")],
+        failure_modes=[],
+        critique_a=f"{_count(path)}; {_soundness(path)}",
+        critique_b="",
+        global_analysis=f"the decisive step is {path.steps[at].strip()!r}",
+        success_pattern=path.steps[at].strip(),
+        failure_mode_to_avoid="",
+        confidence=0.3,
+        contrast_type="none",
+    )
 
 
 def _failures(pair: Pair, at_a: int, at_b: int) -> Iterator[tuple[FailureMode, float]]:

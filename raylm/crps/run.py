@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from raylm.crps.candidates import COSTS, STAGES
 from raylm.crps.config import SynthesizeConfig
 from raylm.crps.summary import print_funnel
-from raylm.crps.worker import COSTS, STAGES, SynthesizeWorker
+from raylm.crps.worker import SynthesizeWorker
 from raylm.errors import UserError
 from raylm.llm.config import ComputeConfig
 from raylm.records import Chain, Problem, from_table
@@ -20,6 +21,8 @@ from raylm.tasks.answers import normalize_question
 from raylm.units import Unit, UnitsReport, check_failures, read_unit, run_units, unit_key
 
 TREES_PER_UNIT = 32
+TREES_PER_LLM_UNIT = 4
+"""Where a language model is asked a unit is worth more, so less of it may be lost."""
 _LISTED = 10
 
 
@@ -31,23 +34,29 @@ def run(config: SynthesizeConfig) -> Manifest:
             passes.
     """
     from raylm import report
+    from raylm.llm import models
     from raylm.tasks.sources import load_problems
 
     source = Store(config.trees)
     manifest = _trees_manifest(source)
     evaluation = load_problems(config.evaluation)
     inputs = {"trees": manifest.digest()} | ({"evaluation": _digest(evaluation)} if evaluation else {})
+    if config.uses_llm:
+        engine = config.llm.engine
+        inputs["model"] = models.resolve(engine.model, engine.revision, engine.trust_remote_code).ref.revision
     stage = StageRun("synthesize", config, config.out, inputs)
     if stage.finished is None:
         explored = _explored(source, manifest)
         _refuse_overlap([problem for problem, _ in explored], evaluation)
-        units = _units(explored)
+        units = _units(explored, TREES_PER_LLM_UNIT if config.uses_llm else TREES_PER_UNIT)
         done = run_units(
             units,
             SynthesizeWorker,
             {"config": config, "questions": [(item.task, item.question) for item in evaluation]},
             stage.store,
-            ComputeConfig(min_workers=1, max_workers=config.parallelism, cpus=1, in_flight=4),
+            config.llm.compute
+            if config.uses_llm
+            else ComputeConfig(min_workers=1, max_workers=config.parallelism, cpus=1, in_flight=4),
             label="synthesize",
             noun="batches of trees",
             note=lambda summary: f"{summary['counts'].get('selected', 0)} chains of the newest batch",
@@ -94,14 +103,14 @@ def _refuse_overlap(explored: Sequence[Problem], evaluation: Sequence[Problem]) 
         )
 
 
-def _units(explored: Sequence[tuple[Problem, tuple[str, int]]]) -> list[Unit]:
+def _units(explored: Sequence[tuple[Problem, tuple[str, int]]], size: int) -> list[Unit]:
     """Batches of trees in their order; trees of one question share a batch, where their chains are compared."""
     questions: dict[str, list[tuple[str, int]]] = {}
     for problem, place in explored:
         questions.setdefault(normalize_question(problem.question), []).append(place)
     batches: list[list[list[tuple[str, int]]]] = [[]]
     for places in questions.values():
-        if sum(map(len, batches[-1])) >= TREES_PER_UNIT:
+        if sum(map(len, batches[-1])) >= size:
             batches.append([])
         batches[-1].append(places)
     return [
@@ -136,11 +145,22 @@ def _finish(
             "seconds": done.seconds,
             "resumed": done.resumed,
             "trees_per_second": counts["problems"] / done.seconds if done.seconds else 0.0,
+            "request_seconds": {
+                role: sum(summary["seconds_by_role"][role] for summary in done.summaries.values())
+                for role in ("analyst", "synthesizer")
+            },
         },
         funnel=funnel,
-        tokens={"analyst": 0, "synthesizer": 0},
+        tokens={role: counts[f"{role}:generated_tokens"] for role in ("analyst", "synthesizer")},
+        model=_model(done),
         figures=figures,
     )
+
+
+def _model(done: UnitsReport) -> dict[str, Any]:
+    """Which language model wrote, and on which engine; empty when none did."""
+    found = [summary for summary in done.summaries.values() if "model" in summary]
+    return {**found[0]["model"], "engine": found[0]["engine"]} if found else {}
 
 
 def _figures(counts: collections.Counter[str]) -> dict[str, Any]:
@@ -150,7 +170,9 @@ def _figures(counts: collections.Counter[str]) -> dict[str, Any]:
         return {name.partition(":")[2]: counts[name] for name in sorted(counts) if name.startswith(f"{prefix}:")}
 
     explorer = {name: counts[name] for name in COSTS}
-    spent = counts["generated_tokens"]
+    writers = {role: {name: counts[f"{role}:{name}"] for name in COSTS} for role in ("analyst", "synthesizer")}
+    spent = counts["generated_tokens"] + sum(cost["generated_tokens"] for cost in writers.values())
+    claimed = counts["claimed_pivots"]
     return {
         "dropped": group("dropped"),
         "paths": group("paths"),
@@ -160,8 +182,11 @@ def _figures(counts: collections.Counter[str]) -> dict[str, Any]:
         "pairs": counts["pairs"],
         "lone_paths": counts["lone_paths"],
         "problems_selected": counts["problems_selected"],
+        "rejected_critiques": group("rejected"),
+        "pivots_within_one": counts["pivots_within_one"] / claimed if claimed else None,
         "cost": {
             "explorer": explorer,
+            **writers,
             "tokens_per_verified_chain": spent / counts["verified"] if counts["verified"] else None,
             "tokens_per_selected_chain": spent / counts["selected"] if counts["selected"] else None,
         },

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from raylm.config import identity
-from raylm.crps import pairs, reflect
+from raylm.crps.candidates import Candidates, Counts
 from raylm.crps.config import SynthesizeConfig
 from raylm.crps.filters import Contamination, Copies, fault
+from raylm.crps.llm import LlmAnalyst, LlmSynthesizer
+from raylm.crps.reflect import StructuralAnalyst
 from raylm.crps.synthesize import StructuralSynthesizer
-from raylm.records import Chain, Message, Problem, Tree, from_table, to_table
+from raylm.records import Chain, Problem, Tree, from_table, to_table
 from raylm.storage import Store
-from raylm.units import Unit, unit_key
+from raylm.units import Unit
 
 if TYPE_CHECKING:
+    from raylm.llm.protocol import Engine
     from raylm.tasks.verify import VerifierPool
 
-_CHECKS = ("verified", "clean", "unique", "decontaminated", "selected")
-STAGES = {
-    "crps": ("problems", "with_correct", "with_pair", "candidates", "valid_critiques", *_CHECKS),
-    "best_path": ("problems", "with_correct", "candidates", *_CHECKS),
-    "rejection": ("problems", "with_correct", "candidates", *_CHECKS),
-}
-"""The funnel of each method. It counts problems up to `candidates` and chains from there: pairs, and the best paths of
-problems without a pair, which need no critique. Within each unit a count never exceeds the one before it."""
-COSTS = ("prompt_tokens", "generated_tokens")
-"""What the search spent on the trees."""
 _OPEN_SHARDS = 2
-
-Counts = collections.Counter[str]
 
 
 class SynthesizeWorker:
@@ -45,35 +35,56 @@ class SynthesizeWorker:
         self.config, self.questions = config, questions
         self.source = Store(config.trees)
         self.verifier: VerifierPool | None = None
+        self.engine: Engine | None = None
+        self.maker: Candidates | None = None
+        # A correction quotes the mistake.
+        quoting = {"check_arithmetic": False} if config.method == "correction" else {}
+        self.filters = config.filters.model_copy(update=quoting)
         self.shards: dict[str, pa.Table] = {}
 
     async def start(self) -> None:
-        """Index the evaluation questions and open the verifier."""
+        """Index the evaluation questions, open the verifier, and load the language model where one is asked."""
         from raylm.tasks.verify import VerifierPool
 
+        config = self.config
+        if config.uses_llm:
+            from raylm.llm import engine
+
+            compute = config.llm.compute
+            self.engine = await engine.build(config.llm.engine, cpus=compute.cpus, gpus=compute.gpus)
+        self.maker = make(config, self.engine)
         self.contamination = Contamination(self.questions, self.config.filters.ngram)
         self.verifier = VerifierPool(self.config.verifier)
 
     async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
         """The chains of a batch, and the counts of what was dropped on the way."""
+        assert self.maker is not None
         counts: Counts = collections.Counter()
+        questions = [[self._tree(name, row) for name, row in places] for places in unit.payload["questions"]]
+        seconds = {"analyst": 0.0, "synthesizer": 0.0}
+        found = await self.maker.of([tree for trees in questions for tree in trees], counts, seconds)
+        by_tree = iter(found)
         chains: list[Chain] = []
-        for places in unit.payload["questions"]:
-            chains += await self._question([self._tree(name, row) for name, row in places], counts)
-        return to_table(Chain, chains), {"counts": dict(counts)}
+        for trees in questions:
+            chains += await self._question([(tree, next(by_tree)) for tree in trees], counts)
+        engine = self.engine
+        facts = {"model": asdict(engine.model), "engine": engine.name} if engine is not None else {}
+        return to_table(Chain, chains), {"counts": dict(counts), "seconds_by_role": seconds, **facts}
 
     async def close(self) -> None:
-        """End the verifier's processes."""
+        """End the verifier's processes and free the model."""
+        engine, self.engine = self.engine, None
         if self.verifier is not None:
             self.verifier.close()
+        if engine is not None:
+            await engine.close()
 
-    async def _question(self, trees: Sequence[Tree], counts: Counts) -> list[Chain]:
-        """The chains of all trees of one question, which share their copies and their limit."""
+    async def _question(self, trees: Sequence[tuple[Tree, list[Chain]]], counts: Counts) -> list[Chain]:
+        """Of the candidates of all trees of one question, which share their copies and their limit, what passes."""
         copies = Copies(self.config.filters.dedup_jaccard)
         selected: list[Chain] = []
-        leaked = self.contamination.found(trees[0].question)
-        for tree in trees:
-            found = candidates(tree, self.config, counts)
+        leaked = self.contamination.found(trees[0][0].question)
+        for tree, found in trees:
             verdicts = await asyncio.gather(*(self._verdict(tree, chain) for chain in found))
             for chain, verdict in zip(found, verdicts, strict=True):
                 reason = self._drop(chain, verdict, copies, leaked, counts)
@@ -98,7 +109,7 @@ class SynthesizeWorker:
         if verdict != "correct":
             return verdict
         counts["verified"] += 1
-        if reason := fault(response, question, self.config.filters):
+        if reason := fault(response, question, self.filters):
             return reason
         counts["clean"] += 1
         if reason := copies.reason(response):
@@ -117,84 +128,14 @@ class SynthesizeWorker:
         return from_table(Tree, self.shards[name].slice(row, 1))[0]
 
 
-def candidates(tree: Tree, config: SynthesizeConfig, counts: Counts) -> list[Chain]:
-    """Unverified chains of one tree, counted. Pure: nothing of it depends on the gold answer."""
-    _count_paths(tree, counts)
-
-    def unfit(path: pairs.Path) -> bool:
-        return bool(fault(path.text.rstrip(), tree.question, config.filters))
-
-    counts["problems"] += 1
-    counts["with_correct"] += bool(pairs.paths(tree, "correct"))
-    counts["with_wrong"] += bool(pairs.paths(tree, "wrong"))
-    if config.method == "crps":
-        chosen = pairs.select(tree, config.pairs, config.seed, unfit)
-        if chosen:
-            return _contrast(tree, chosen, config, counts)
-    lone = pairs.correct_paths(tree, unfit)
-    if config.method == "best_path":
-        lone = lone[:1]
-    elif config.method == "crps":
-        lone = lone[:1] if config.without_pair == "best_path" else []
-        counts["lone_paths"] += len(lone)
-        counts["valid_critiques"] += len(lone)
-    counts["candidates"] += len(lone)
-    return [_chain(tree, config, path.text, index, path) for index, path in enumerate(lone)]
-
-
-def _contrast(tree: Tree, chosen: Sequence[pairs.Pair], config: SynthesizeConfig, counts: Counts) -> list[Chain]:
-    analyst, synthesizer = reflect.StructuralAnalyst(), StructuralSynthesizer(config.pitfall)
-    counts["with_pair"] += 1
-    counts["pairs"] += len(chosen)
-    counts["candidates"] += len(chosen)
-    chains = []
-    for index, pair in enumerate(chosen):
-        critique = analyst.reflect(pair)
-        if reflect.faults(critique, pair):
-            counts["dropped:invalid_critique"] += 1
-            continue
-        counts["valid_critiques"] += 1
-        counts[f"failure:{critique.failure_modes[0].type}"] += 1
-        text = synthesizer.write(pair, critique)
-        chains.append(_chain(tree, config, text, index, pair.anchor, pair=pair, critique=critique))
-    return chains
-
-
-def _count_paths(tree: Tree, counts: Counts) -> None:
-    counts.update({name: getattr(tree, name) for name in COSTS})
-    for path in tree.trajectories:
-        counts[f"paths:{path.verdict if path.finish_reason == 'stop' else 'cut_off'}"] += 1
-
-
-def _chain(
-    tree: Tree,
-    config: SynthesizeConfig,
-    text: str,
-    index: int,
-    anchor: pairs.Path,
-    *,
-    pair: pairs.Pair | None = None,
-    critique: reflect.Critique | None = None,
-) -> Chain:
-    asked = [Message(**message) for message in config.prompt.messages(tree.question)]
-    return Chain(
-        id=unit_key("chain", json.dumps(identity(config), sort_keys=True), tree.id, index),
-        messages=[*asked, Message("assistant", text.rstrip())],
-        problem_id=tree.problem_id,
-        task=tree.task,
-        tree_id=tree.id,
-        method=config.method,
-        contrast=pair.contrast if pair else "none",
-        anchor_nodes=list(anchor.nodes),
-        negative_nodes=list(pair.negative.nodes) if pair else [],
-        pivot_node=pair.pivot_node if pair else -1,
-        critique_json=critique.model_dump_json() if critique else "{}",
-        critique_hash=critique.digest() if critique else "",
-        verdict="correct",  # a chain with another verdict is dropped
-        explorer_model=tree.model,
-        explorer_revision=tree.revision,
-        analyst=config.analyst if critique else "none",
-        synthesizer=config.synthesizer if critique else "none",
-        seed=config.seed,
-        tokens=0,
-    )
+def make(config: SynthesizeConfig, engine: Engine | None) -> Candidates:
+    """The maker of candidates that a config names; `engine` answers what is llm in it."""
+    analyst: StructuralAnalyst | LlmAnalyst = StructuralAnalyst()
+    synthesizer: StructuralSynthesizer | LlmSynthesizer = StructuralSynthesizer(config.pitfall)
+    if engine is not None and config.analyst == "llm":
+        analyst = LlmAnalyst(engine, config.llm, config.seed)
+    if engine is not None and config.synthesizer == "llm":
+        examples = config.prompt.examples
+        style = config.llm.style or (examples[0].response if examples else "")
+        synthesizer = LlmSynthesizer(engine, config.llm, config.seed, style)
+    return Candidates(config, analyst, synthesizer, engine.model if engine is not None else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from raylm.config import Config, runtime
-from raylm.llm.config import ComputeConfig, EngineConfig
+from raylm.llm.config import ComputeConfig, EngineConfig, check_gpus
 from raylm.tasks.config import PromptConfig, SourceConfig, VerifierConfig
 
 
@@ -42,6 +42,11 @@ class EvaluateConfig(Config):
     """Seed of sampling and of the bootstrap."""
     max_failed_share: float = runtime(0.0, ge=0, le=1)
     """Share of questions that may be set aside with an error before the stage fails."""
+
+    @model_validator(mode="after")
+    def _gpus_suffice(self) -> EvaluateConfig:
+        check_gpus(self.engine, self.compute)
+        return self
 
     @model_validator(mode="after")
     def _suites_have_sources(self) -> EvaluateConfig:

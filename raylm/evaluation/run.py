@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from raylm.errors import EngineDied, UserError
 from raylm.evaluation.config import EvaluateConfig
-from raylm.evaluation.score import check_same_questions, compare, score, stable_seed
+from raylm.evaluation.score import check_same_questions, compare, score
 from raylm.llm.protocol import Completion, Sampling
 from raylm.records import Judgement, Problem, from_table, to_table
+from raylm.seeds import stable_seed
 from raylm.storage import Manifest, StageRun, Store
 from raylm.units import Unit, UnitsReport, check_failures, finished_keys, read_unit, run_units, unit_key
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from raylm.errors import UserError
 from raylm.evaluation.stats import bootstrap, majority, mcnemar_exact, pass_at_k, wilson
 from raylm.records import Judgement, Problem
+from raylm.seeds import stable_seed
 from raylm.storage import Store
 
 Key = tuple[str, str]
@@ -77,12 +77,6 @@ def check_same_questions(baseline: Store, rows: Sequence[Judgement], problems: d
             f"baseline {baseline.url}: its questions differ from this run's: {'; '.join(found)}; "
             "evaluate both models on the same suites"
         )
-
-
-def stable_seed(seed: int, *parts: object) -> int:
-    """A seed in [0, 2^31) that depends on `seed` and `parts` alone, in every process."""
-    text = "\x1f".join(str(part) for part in (seed, *parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") & 0x7FFFFFFF
 
 
 def _key(row: Judgement) -> Key:

@@ -61,8 +61,26 @@ class ComputeConfig(Config):
     cpus: float = runtime(2.0, ge=0)
     """CPU cores of one actor; its thread pools are capped to it."""
     gpus: float = runtime(0.0, ge=0)
-    """GPUs of one actor; fractions share a card."""
+    """GPUs of one actor; fractions share a card, and engine.tensor_parallel needs as many."""
+    accelerator_type: str = runtime("")
+    """Kind of accelerator that an actor must have, as Ray names it (A100, H100, L4); empty takes any."""
+    resources: dict[str, float] = runtime(default_factory=dict)
+    """Custom Ray resources of one actor, to choose among nodes that differ."""
     in_flight: int = runtime(16, ge=1)
     """Units of work (trees, questions) at once on one actor."""
     max_attempts: int = runtime(3, ge=1)
-    """Tries of one unit before it is set aside with its error."""
+    """Tries of one unit before it is set aside with its error. A unit that was in flight when its engine or process
+    died twice runs alone, and is set aside when that dies once more."""
+
+
+def check_gpus(engine: EngineConfig, compute: ComputeConfig) -> None:
+    """Refuse actors with fewer GPUs than their engine spreads over.
+
+    Raises:
+        ValueError: they have.
+    """
+    if engine.tensor_parallel > 1 and compute.gpus != engine.tensor_parallel:
+        raise ValueError(
+            f"engine.tensor_parallel={engine.tensor_parallel} needs compute.gpus={engine.tensor_parallel}, "
+            f"got {compute.gpus:g}"
+        )

@@ -27,6 +27,7 @@ class LoggedEngine:
         self.engine, self.path = engine, path
         self.name, self.model, self.context_length = engine.name, engine.model, engine.context_length
         self.tokenizer: PreTrainedTokenizerBase = engine.tokenizer
+        self.guided = engine.guided
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
 
     async def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Generation:

@@ -25,6 +25,8 @@ class Sampling:
     seed: int = 0
     """Sample i of a request is a function of (prompt, seed, i) up to the engine's numerics."""
     logprobs: bool = False
+    schema_json: str = ""
+    """JSON schema that a completion must follow, where the engine is `guided`; the others let it pass unheeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ class Engine(Protocol):
     model: ModelRef
     context_length: int
     tokenizer: PreTrainedTokenizerBase
+    guided: bool
+    """Whether completions can be constrained to a JSON schema."""
 
     async def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Generation:
         """Continue a prompt.

@@ -35,6 +35,7 @@ class ScriptedEngine:
     """
 
     name = "scripted"
+    guided = False
 
     def __init__(self, config: EngineConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self.script, self.context_length, self.tokenizer = config.script, config.context, tokenizer

@@ -32,6 +32,7 @@ class TransformersEngine:
     """Runs the model's own code, with our attention in place of its own."""
 
     name = "transformers"
+    guided = False
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class VllmEngine:
     """One vLLM engine, whose core runs in a process of its own."""
 
     name = "vllm"
+    guided = True
 
     def __init__(
         self, llm: AsyncLLM, tokenizer: PreTrainedTokenizerBase, config: EngineConfig, where: ModelDir, *, log: Path
@@ -115,7 +116,7 @@ class VllmEngine:
 
     def _params(self, sampling: Sampling, room: int) -> SamplingParams:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         # vLLM seeds sample i with seed + i, so seeds must be far apart or neighbours would share samples.
         digest = hashlib.sha256(str(sampling.seed).encode()).digest()
@@ -129,6 +130,7 @@ class VllmEngine:
             seed=int.from_bytes(digest[:6], "big"),
             logprobs=0 if sampling.logprobs else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(json=sampling.schema_json) if sampling.schema_json else None,
         )
 
     def _completion(self, output: CompletionOutput, sampling: Sampling) -> Completion:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from raylm.config import Config, identity, runtime
-from raylm.crps.config import SynthesizeConfig
+from raylm.crps.config import LlmConfig, SynthesizeConfig
 from raylm.evaluation.config import EvaluateConfig
-from raylm.llm.config import ComputeConfig, EngineConfig
+from raylm.llm.config import ComputeConfig, EngineConfig, check_gpus
 from raylm.search.config import ExploreConfig
 from raylm.tasks.config import PromptConfig, SourceConfig, VerifierConfig
 from raylm.train.config import FinetuneConfig
@@ -37,7 +37,8 @@ class PipelineConfig(Config):
     explore: ExploreConfig
     """Search; its prompt may hold worked examples. Engine, verifier and seed come from the pipeline."""
     synthesize: SynthesizeConfig = SynthesizeConfig()
-    """Synthesis. Paths, prompt, verifier and seed come from the pipeline."""
+    """Synthesis. Paths, prompt, verifier and seed come from the pipeline; a language model that analyses or writes is
+    that of the search unless `llm` names another."""
     finetune: FinetuneConfig = FinetuneConfig()
     """Training. Paths, model and seed come from the pipeline."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -61,6 +62,12 @@ class PipelineConfig(Config):
                     if isinstance(given, dict) and name in given:
                         raise ValueError(f"{section}.{name} is set by the pipeline; remove it")
         return data
+
+    @model_validator(mode="after")
+    def _gpus_suffice(self) -> PipelineConfig:
+        check_gpus(self.engine, self._compute(self.evaluate))
+        check_gpus(self.explorer or self.engine, self._compute(self.explore))
+        return self
 
     def stage_configs(self) -> dict[str, Config]:
         """The config of every stage in the order they run, by the name of its sub-directory."""
@@ -97,6 +104,7 @@ class PipelineConfig(Config):
                 "out": f"{self.out}/synthesize",
                 "prompt": self.prompt,
                 "evaluation": evaluation,
+                "llm": self._writer(),
             }
         )
         stages["finetune"] = self.finetune.model_copy(
@@ -117,6 +125,14 @@ class PipelineConfig(Config):
             }
         )
         return stages
+
+    def _writer(self) -> LlmConfig:
+        """The model that analyses and writes, where one does: that of the search unless the section names another."""
+        llm = self.synthesize.llm
+        if not self.synthesize.uses_llm:
+            return llm
+        found = {"engine": self.explorer or self.engine, "compute": self.compute}
+        return llm.model_copy(update={name: value for name, value in found.items() if name not in llm.model_fields_set})
 
     def _compute(self, section: ExploreConfig | EvaluateConfig) -> ComputeConfig:
         return section.compute if "compute" in section.model_fields_set else self.compute

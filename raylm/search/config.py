@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from raylm.config import Config, runtime
-from raylm.llm.config import ComputeConfig, EngineConfig
+from raylm.llm.config import ComputeConfig, EngineConfig, check_gpus
 from raylm.tasks.config import PromptConfig, SourceConfig, VerifierConfig
 
 StepMode = Literal["line", "sentence", "tokens", "pattern"]
@@ -143,3 +143,8 @@ class ExploreConfig(Config):
     """Seed of every random choice."""
     max_failed_share: float = runtime(0.0, ge=0, le=1)
     """Share of problems that may be set aside with an error before the stage fails."""
+
+    @model_validator(mode="after")
+    def _gpus_suffice(self) -> ExploreConfig:
+        check_gpus(self.engine, self.compute)
+        return self

@@ -15,7 +15,7 @@ GOOD = "13 - 4 = 9\n9 + 2 = 11\nAnswer: 11"
 def read(tree, negative, good=GOOD, question=QUESTION):
     """The first pair of a right and a wrong response, and its critique."""
     pair = pairs.select(tree(question, [(good, "correct"), (negative, "wrong")]), PairConfig(), 0)[0]
-    critique = reflect.StructuralAnalyst().reflect(pair)
+    critique = reflect.StructuralAnalyst().critique(pair)
     assert reflect.faults(critique, pair) == []
     assert reflect.pivot_error(critique, pair) == 0
     return pair, critique
@@ -48,7 +48,7 @@ def test_the_failing_step_is_named_quoted_and_mended(tree, negative, expected):
 def test_a_longer_correct_path_is_inefficient(tree):
     grown = tree(QUESTION, [(GOOD, "correct"), ("4 - 2 = 2\n13 - 2 = 11\nSo 11.\nAnswer: 11", "correct")])
     (pair,) = pairs.select(grown, PairConfig(), 0)
-    critique = reflect.StructuralAnalyst().reflect(pair)
+    critique = reflect.StructuralAnalyst().critique(pair)
     assert [mode.type for mode in critique.failure_modes] == ["inefficient"]
     assert critique.contrast_type == "soft"
     assert reflect.faults(critique, pair) == []
@@ -71,7 +71,7 @@ def test_two_failures_come_with_the_surest_first(tree):
 def test_a_planted_error_is_found_at_its_step(grown_sum, terms, at, slip):
     at %= len(terms) - 1
     (pair,) = pairs.select(grown_sum(terms, [(at, slip)]), PairConfig(), 0)
-    critique = reflect.StructuralAnalyst().reflect(pair)
+    critique = reflect.StructuralAnalyst().critique(pair)
     mode = critique.failure_modes[0]
     assert (critique.divergence_step_index, mode.step_index, mode.type) == (at, at, "arithmetic")
     assert mode.fix == pair.anchor.steps[at].strip()

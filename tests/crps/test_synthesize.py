@@ -23,7 +23,7 @@ def written(grown, pitfall, **config):
     """Every chain of a tree beside its pair."""
     analyst, synthesizer = reflect.StructuralAnalyst(), StructuralSynthesizer(pitfall)
     chosen = pairs.select(grown, PairConfig(**config), 0)
-    return [(pair, synthesizer.write(pair, analyst.reflect(pair))) for pair in chosen]
+    return [(pair, synthesizer.graft(pair, analyst.critique(pair))) for pair in chosen]
 
 
 def plain(line):
@@ -107,8 +107,8 @@ def test_every_chain_is_one_clean_right_chain_of_thought(grown_sum, terms, slips
 
 def test_neither_analyst_nor_synthesizer_can_be_given_the_gold_answer():
     """What they receive is a pair and a critique; no field of a pair, however deep, is a problem or a tree."""
-    assert list(inspect.signature(reflect.Analyst.reflect).parameters) == ["self", "pair"]
-    assert list(inspect.signature(Synthesizer.write).parameters) == ["self", "pair", "critique"]
+    assert list(inspect.signature(reflect.Analyst.reflect).parameters) == ["self", "pair", "name"]
+    assert list(inspect.signature(Synthesizer.write).parameters) == ["self", "pair", "critique", "name"]
     seen, waiting = set(), [pairs.Pair]
     while waiting:
         kind = waiting.pop()

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from raylm.config import build
 from raylm.crps import reflect
+from raylm.crps.candidates import STAGES
 from raylm.crps.config import SynthesizeConfig
-from raylm.crps.worker import STAGES, SynthesizeWorker, candidates
+from raylm.crps.worker import SynthesizeWorker, make
 from raylm.records import Chain, Tree, from_table, to_table
 from raylm.storage import Store
 from raylm.units import Unit
@@ -41,6 +42,11 @@ def work(folder, trees, groups=None, questions=(), **config):
 
     table, summary = asyncio.run(once())
     return from_table(Chain, table), summary["counts"]
+
+
+def candidates(tree, config, counts):
+    """Unverified chains of one tree."""
+    return asyncio.run(make(config, None).of([tree], counts))[0]
 
 
 @pytest.fixture
@@ -132,6 +138,48 @@ def test_lineage_is_complete(tmp_path, mixed):
         assert chain.pivot_node in (0, *chain.negative_nodes)
 
 
+def test_a_good_path_alone_is_reflected_on_without_a_contrast(tmp_path, mixed):
+    chains, counts = work(tmp_path, [mixed], method="good_only")
+    (chain,) = chains
+    assert (chain.contrast, chain.negative_nodes, chain.pivot_node) == ("none", [], -1)
+    assert chain.analyst == "structural"
+    assert chain.messages[-1].content != GOOD
+    assert chain.messages[-1].content.splitlines()[-1] == "Answer: 11"
+    assert "claimed_pivots" not in counts
+
+
+def test_shuffled_critiques_are_another_problems(tmp_path, mixed, tree):
+    other = "20 + 5 = 25\n25 - 1 = 24\nAnswer: 24"
+    second = tree(
+        "Ann has 20 eggs, finds 5 and drops 1. How many?",
+        [(other, "correct"), ("20 + 5 = 26\n26 - 1 = 25\nAnswer: 25", "wrong")],
+        answer="24", id="t2", problem_id="p2",
+    )  # fmt: skip
+    own, _ = work(tmp_path / "own", [mixed, second], pairs={"hard_ratio": 1})
+    shuffled, counts = work(tmp_path / "other", [mixed, second], method="shuffled", pairs={"hard_ratio": 1})
+    hashes = {name: {chain.critique_hash for chain in chains} for name, chains in (("own", own), ("other", shuffled))}
+    assert hashes["other"] <= hashes["own"]
+    by_tree = {chain.tree_id: chain.critique_hash for chain in own}
+    assert all(chain.critique_hash != by_tree[chain.tree_id] for chain in shuffled)
+    assert counts["valid_critiques"] == counts["candidates"]
+    _, alone = work(tmp_path / "alone", [mixed], method="shuffled", pairs={"hard_ratio": 1})
+    assert alone["dropped:invalid_critique"] == alone["candidates"] == 2
+
+
+def test_corrections_ask_for_the_mistake_and_mend_it(tmp_path, mixed):
+    chains, counts = work(tmp_path, [mixed], method="correction")
+    asked = [chain.messages[-2].content for chain in chains]
+    assert all(text.startswith(f"{QUESTION}\n\nFind the first mistake") for text in asked)
+    assert asked[0].endswith(EARLY) or asked[0].endswith(SLIP)
+    told = [chain.messages[-1].content for chain in chains]
+    assert any(
+        text.startswith("Step 2 is the first to go wrong: '9 + 2 = 12' should be '9 + 2 = 11'.") for text in told
+    )
+    assert all(text.endswith(f"Corrected:\n{GOOD}") for text in told)
+    assert {chain.synthesizer for chain in chains} == {"correction"}
+    assert counts["selected"] == 2
+
+
 @settings(deadline=None)
 @given(TERMS, SLIPS, st.text(max_size=6), st.sampled_from(["none", "check", "full"]))
 def test_the_gold_answer_changes_nothing_that_is_written(grown_sum, terms, slips, gold, pitfall):
@@ -146,7 +194,7 @@ def test_the_gold_answer_changes_nothing_that_is_written(grown_sum, terms, slips
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sums=st.lists(st.tuples(TERMS, SLIPS, st.booleans()), min_size=1, max_size=4),
-    method=st.sampled_from(list(STAGES)),
+    method=st.sampled_from([name for name in STAGES if name != "solve"]),
     choose=st.sampled_from(["visits", "longest_prefix", "random"]),
     without_pair=st.sampled_from(["best_path", "skip"]),
     limit=st.integers(1, 5),

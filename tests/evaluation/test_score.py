@@ -5,7 +5,7 @@ from scipy import stats as scipy_stats
 
 from raylm.errors import UserError
 from raylm.evaluation.config import EvaluateConfig
-from raylm.evaluation.score import check_same_questions, compare, score, stable_seed
+from raylm.evaluation.score import check_same_questions, compare, score
 from raylm.evaluation.stats import wilson
 from raylm.records import Judgement, Problem, to_table
 from raylm.storage import StageRun
@@ -128,12 +128,6 @@ def test_same_questions_pass_and_a_failed_one_counts_as_asked(baseline):
 def test_other_questions_are_refused(baseline, problems, message):
     with pytest.raises(UserError, match=message):
         check_same_questions(*baseline, problems)
-
-
-def test_stable_seed_is_fixed_and_separates_its_parts():
-    assert stable_seed(0, "a", "b") == stable_seed(0, "a", "b")
-    assert len({stable_seed(0, "ab", "c"), stable_seed(0, "a", "bc"), stable_seed(1, "a", "bc")}) == 3
-    assert 0 <= stable_seed(5, "x") < 2**31
 
 
 def test_a_suite_without_sources_is_refused():
