@@ -66,21 +66,21 @@ def writer(pair: Pair, critique: Critique, style: str) -> list[dict[str, str]]:
         return redacted(text, answer, pair.question)
 
     request = {
-        "problem": pair.question,
+        "example": style,
         "advice": {
             "decisive_step": critique.divergence_step_index,
             "success_pattern": told(critique.success_pattern),
             "failure_mode_to_avoid": told(critique.failure_mode_to_avoid),
             "analysis": told(critique.global_analysis),
         },
-        "example": style,
+        "problem": pair.question,
     }
     return _chat(_WRITER, request)
 
 
 def solver(question: str, style: str) -> list[dict[str, str]]:
     """The chat that asks for a chain from the problem alone."""
-    return _chat(_SOLVER, {"problem": question, "example": style})
+    return _chat(_SOLVER, {"example": style, "problem": question})
 
 
 def redacted(text: str, answer: str, question: str) -> str:

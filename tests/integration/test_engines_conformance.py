@@ -1,6 +1,7 @@
 """What every engine must do, on the micro model: one suite for the scripted engine, transformers and vLLM."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -176,6 +177,24 @@ def test_log_probabilities_come_with_the_tokens_when_asked_for(harness):
     for item in with_them.completions:
         assert len(item.logprobs) == len(item.token_ids)
         assert all(value <= 0 for value in item.logprobs)
+
+
+def test_a_guided_engine_writes_what_its_schema_says(harness):
+    shape = {
+        "type": "object",
+        "properties": {"step": {"enum": [0, 1, 2]}, "kind": {"enum": ["hard", "soft"]}},
+        "required": ["step", "kind"],
+        "additionalProperties": False,
+    }
+    how = {"temperature": 1.0, "max_tokens": 64, "seed": 3}
+    answer = harness.ask(chat(harness), schema_json=json.dumps(shape), **how)
+    if harness.engine.guided:
+        value = json.loads(answer.completions[0].text)
+        assert value["step"] in (0, 1, 2)
+        assert value["kind"] in ("hard", "soft")
+    else:
+        assert essence(answer) == essence(harness.ask(chat(harness), **how))
+    assert harness.engine.guided is (harness.kind == "vllm")
 
 
 def test_a_shared_prefix_is_not_computed_again(harness):

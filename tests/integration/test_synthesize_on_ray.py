@@ -141,6 +141,32 @@ def test_trainers_load_the_chats(reference):
         assert row["messages"][-1]["content"].splitlines()[-1].startswith("Answer: ")
 
 
+def test_trl_trains_on_the_file_as_it_is(reference, tmp_path):
+    """TRL's SFTTrainer takes a step on it, and its tokens are those that our own trainer would use."""
+    from datasets import load_dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from raylm.llm import models
+    from raylm.llm.chat import training_ids
+
+    out, manifest, _ = reference
+    rows = load_dataset(
+        "json", data_files=str(out / "chains.jsonl"), split="train", cache_dir=str(out.parent / "cache")
+    )
+    path = models.resolve("micro").path
+    tokenizer = models.load_tokenizer(path)
+    settings = SFTConfig(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, report_to=[], use_cpu=True, bf16=False,
+        save_strategy="no", max_length=1024, disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = SFTTrainer(str(path), args=settings, train_dataset=rows, processing_class=tokenizer)
+    assert trainer.train().training_loss > 0
+    assert len(trainer.train_dataset) == manifest.rows
+    for row, used in zip(rows, trainer.train_dataset, strict=True):
+        ours, _ = training_ids(tokenizer, row["messages"])
+        assert used["input_ids"][: len(ours)] == ours
+
+
 def test_another_number_of_actors_and_another_cut_write_the_same_bytes(reference, tmp_path, monkeypatch):
     out, _, again = reference
     monkeypatch.setattr(stage, "TREES_PER_UNIT", 32)
@@ -161,6 +187,39 @@ def test_an_interrupted_run_goes_on_from_what_is_done(reference, tmp_path, monke
     stage.run(again)
     assert store.read_json("timing.json")["resumed"] == len(units) - 1
     assert files(tmp_path / "out") == files(out)
+
+
+WRITER = {"kind": "scripted", "model": "micro", "context": 1024, "script": {"accuracy": 1.0}}
+
+
+def test_a_language_model_writes_what_it_is_not_shown(ray_cluster, trees, tmp_path):
+    """The scripted engine solves the problem that stands last in its prompt; paths and answers are not there."""
+    llm = {"engine": {**WRITER, "request_log": str(tmp_path / "asked")}, "compute": {"cpus": 1}}
+    for method in ("crps", "solve"):
+        written = config(trees, tmp_path / method, method=method, synthesizer="llm", llm=llm, without_pair="skip")
+        manifest = stage.run(written)
+        chains = from_table(Chain, Store(str(tmp_path / method)).read_data())
+        assert {chain.synthesizer for chain in chains} == {"llm"}
+        assert {chain.writer_model for chain in chains} == {"scripted"}
+        assert manifest.tokens["synthesizer"] == manifest.figures["cost"]["synthesizer"]["generated_tokens"] > 0
+        assert manifest.figures["cost"]["analyst"]["generated_tokens"] == 0
+        assert manifest.model["name"] == "scripted"
+        assert manifest.funnel["problems"] == TREES
+        if method == "solve":
+            assert manifest.funnel["verified"] == TREES
+    timing = Store(str(tmp_path / "crps")).read_json("timing.json")
+    assert timing["request_seconds"]["synthesizer"] > 0
+
+
+def test_an_analyst_that_answers_nonsense_costs_its_tries_and_is_counted(ray_cluster, trees, tmp_path):
+    roomy = {**WRITER, "model": "smollm2-135m-instruct", "context": 4096}
+    llm = {"engine": roomy, "compute": {"cpus": 1}, "retries": 1}
+    manifest = stage.run(config(trees, tmp_path / "out", analyst="llm", llm=llm))
+    pairs_of_trees = manifest.figures["pairs"]
+    assert manifest.figures["rejected_critiques"] == {"json": 2 * pairs_of_trees}
+    assert manifest.figures["dropped"]["invalid_critique"] == pairs_of_trees
+    assert manifest.funnel["selected"] == manifest.figures["lone_paths"] > 0
+    assert manifest.tokens["analyst"] > 0
 
 
 def test_a_stage_without_a_chain_says_why(ray_cluster, tmp_path):
