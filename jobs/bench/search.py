@@ -43,19 +43,19 @@ async def main(config: Sequence[str], count: int, repeats: int, serial: int) -> 
     await worker.start()
     assert worker.engine is not None
     # Neither side starts with cold caches, nor search with a verifier that is still loading.
-    await _flat(worker, problems, [1] * len(problems))
-    await _search(worker, problems[:1], 1)
+    await flat(worker, problems, [1] * len(problems))
+    await search(worker, problems[:1], 1)
     rows: list[dict[str, Any]] = []
     for repeat in range(repeats):
         worker.config = stage.model_copy(update={"seed": repeat})
         row: dict[str, Any] = {"repeat": repeat, "order": ["search", "flat"][:: 1 if repeat % 2 == 0 else -1]}
         for arm in row["order"]:
             if arm == "search":
-                row["search"], trees = await _search(worker, problems, stage.compute.in_flight)
+                row["search"], trees = await search(worker, problems, stage.compute.in_flight)
             else:
                 # What a tree draws is known only after it is grown; every other repeat takes the last one's counts.
-                row["flat"] = await _flat(worker, problems, _draws(trees, worker.config))
-        row["serial"], _ = await _search(worker, problems[:serial], 1)
+                row["flat"] = await flat(worker, problems, [len(tree.draws) for tree in trees])
+        row["serial"], _ = await search(worker, problems[:serial], 1)
         print(row, file=sys.stderr, flush=True)
         rows.append(row)
     await worker.close()
@@ -79,6 +79,9 @@ def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str,
     figures["tokens_per_verified_chain"] = total["generated"] / total["correct"] if total["correct"] else None
     for arm in ("search", "flat", "serial"):
         figures[f"{arm}_tokens_per_second"] = statistics.fmean(row[arm]["rate"] for row in rows)
+    for arm in ("search", "serial"):
+        for what, unit in (("draws", "rollouts"), ("nodes", "nodes")):
+            figures[f"{arm}_{unit}_per_second"] = statistics.fmean(row[arm][what] / row[arm]["seconds"] for row in rows)
     return figures, intervals
 
 
@@ -87,7 +90,7 @@ def _by_cpu(arm: dict[str, Any]) -> float:
     return arm["generated"] / arm["cpu_seconds"]
 
 
-async def _search(worker: ExploreWorker, problems: Sequence[Any], in_flight: int) -> tuple[dict[str, Any], list[Tree]]:
+async def search(worker: ExploreWorker, problems: Sequence[Any], in_flight: int) -> tuple[dict[str, Any], list[Tree]]:
     """Grow the trees of `problems`, `in_flight` at a time; what it took, and the trees."""
     gate = asyncio.Semaphore(in_flight)
 
@@ -112,11 +115,13 @@ async def _search(worker: ExploreWorker, problems: Sequence[Any], in_flight: int
         "cached": sum(summary["cached_tokens"] for summary in summaries),
         "correct": sum(summary["correct"] for summary in summaries),
         "rounds": sum(tree.rounds for tree, _ in grown),
+        "nodes": sum(len(tree.nodes) for tree, _ in grown),
+        "draws": sum(len(tree.draws) for tree, _ in grown),
     }
     return facts, [tree for tree, _ in grown]
 
 
-async def _flat(worker: ExploreWorker, problems: Sequence[Any], draws: Sequence[int]) -> dict[str, Any]:
+async def flat(worker: ExploreWorker, problems: Sequence[Any], draws: Sequence[int]) -> dict[str, Any]:
     """Sample `draws[i]` whole responses to question i, all requests at once."""
     engine, config = worker.engine, worker.config
     assert engine is not None
@@ -145,11 +150,6 @@ async def _flat(worker: ExploreWorker, problems: Sequence[Any], draws: Sequence[
         "rate": generated / seconds,
         "samples": sum(draws),
     }
-
-
-def _draws(trees: Sequence[Tree], config: ExploreConfig) -> list[int]:
-    """Completions that each tree drew."""
-    return [tree.rounds * config.search.leaves * config.search.samples for tree in trees]
 
 
 if __name__ == "__main__":
