@@ -95,6 +95,8 @@ def ensure_ray() -> None:
             with _without_lines("Set ray log level from environment variable"):
                 ray.init(address="local", include_dashboard=False, logging_level="error", log_to_driver=False)
     DataContext.get_current().enable_progress_bars = False
+    # Its warnings are about memory reservations, which the config decides, and would stand among our progress lines.
+    DataContext.get_current().issue_detectors_config.detectors = []
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it announces that its bars are off
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import gc
 import json
 import random
 import sys
@@ -30,7 +31,7 @@ from raylm.units import ensure_ray
 IN_FLIGHT, ROUNDS = 8, 4
 SIZES = (1_000, 10_000, 100_000)
 BRANCHES, DEPTH = 8, 16
-OPERATIONS = 300
+OPERATIONS = 2_000
 
 
 def main(actors: list[int], latency: float, waves: int) -> None:
@@ -95,6 +96,7 @@ def _tree(size: int) -> dict[str, Any]:
         _expand(tree, draw)
     memory = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
+    gc.collect()
     start = time.perf_counter()
     for _ in range(OPERATIONS):
         _expand(tree, draw)

@@ -138,6 +138,35 @@ def test_a_killed_actor_costs_each_tree_at_most_a_round(reference, tmp_path):
     assert data_files(out) == reference[2]
 
 
+def test_overlapping_expansions_survive_a_killed_actor_too(ray_cluster, tmp_path):
+    search = {"rounds": 6, "parallel": 3, "samples": 2, "enough_good": 0, "value": {"consistency": 0.5}}
+    calm, struck = tmp_path / "calm", tmp_path / "struck"
+    expected = run(config(calm, search=search))
+    total = len(requests(calm))
+    killer = threading.Thread(target=strike, args=(struck, lambda: [requests(struck)[-1]["pid"]], total // 2))
+    killer.start()
+    manifest = run(config(struck, latency=0.1, search=search))
+    killer.join()
+    assert len({line["pid"] for line in requests(struck)}) == 2
+    assert max(repeats_by_tree(struck).values()) <= 3  # what one tree had in flight
+    assert manifest.digest() == expected.digest()
+    assert data_files(struck) == data_files(calm)
+
+
+def test_a_reward_model_stands_in_for_the_verifier(ray_cluster, tmp_path, classifier):
+    value = {"verifier": 0, "reward_model": 1, "model": str(classifier)}
+    search = {"strategy": "beam", "rounds": 3, "samples": 3, "beam": 2, "value": value}
+    problems = [{"name": "chain_sum", "limit": 3, "seed": 5, "params": {"max_digits": 2}}]
+    manifest = run(config(tmp_path / "explore", search=search, problems=problems))
+    assert "reward_model" in manifest.inputs
+    for tree in from_table(Tree, Store(str(tmp_path / "explore")).read_data()):
+        assert tree.strategy == "beam"
+        rewards = [found.reward for found in tree.trajectories]
+        assert all(0 < reward < 1 for reward in rewards)
+        assert tree.trajectories[tree.picked].reward == max(rewards)
+        assert {found.verdict for found in tree.trajectories} <= {"correct", "wrong"}  # still told, for the data
+
+
 def test_a_killed_job_goes_on_from_the_snapshots(reference, tmp_path):
     out = tmp_path / "explore"
     total = len(requests(reference[0]))
