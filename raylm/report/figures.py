@@ -52,6 +52,7 @@ def lines(
     x: str,
     y: str,
     log: bool = False,
+    log_x: bool = False,
     limits: tuple[float, float] | None = None,
     level: tuple[float, str] | None = None,
     faint: Sequence[str] = (),
@@ -64,6 +65,7 @@ def lines(
         x: label of the horizontal axis, with its unit.
         y: label of the vertical axis, with its unit.
         log: logarithmic vertical axis.
+        log_x: logarithmic horizontal axis, in powers of two.
         limits: of the vertical axis.
         level: height and name of a dashed reference line.
         faint: names drawn thin and pale, for raw values behind a smoothed curve.
@@ -90,7 +92,10 @@ def lines(
         axes.ticklabel_format(axis="y", useOffset=False)
     if limits is not None:
         axes.set_ylim(*limits)
-    if all(float(at).is_integer() for xs, _ in series.values() for at in xs):
+    if log_x:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+    elif all(float(at).is_integer() for xs, _ in series.values() for at in xs):
         _whole_numbers(axes.xaxis)
     if len(series) + (level is not None) > 1:
         axes.legend(frameon=False, fontsize=9)

@@ -131,14 +131,26 @@ def make_chain(tree):
 def synthesize_store(tmp_path, explore_store):
     trees = from_table(Tree, explore_store.read_data())
     chains = [make_chain(tree) for tree in trees if len(tree.trajectories) > 1]
-    config = SynthesizeConfig(out=str(tmp_path / "synthesize"), trees=explore_store.url)
+    config = SynthesizeConfig(
+        out=str(tmp_path / "synthesize"), trees=explore_store.url, analyst="llm", synthesizer="structural"
+    )
     stage = StageRun("synthesize", config, config.out, {"trees": explore_store.manifest().digest()})
     stage.finish(
         stage.write_rows([to_table(Chain, chains)]),
         timing={"seconds": 1.5},
         funnel={"pairs": 40, "verified": 30, "selected": len(chains)},
         tokens={"generated": 0},
-        figures={"dropped": {"dropped_near_duplicate": 7, "dropped_wrong": 3}},
+        figures={
+            "dropped": {"dropped_near_duplicate": 7, "dropped_wrong": 3},
+            "rejected_critiques": {"json": 5, "content": 2},
+            "pivots_within_one": 0.75,
+            "cost": {
+                "explorer": {"prompt_tokens": 9000, "generated_tokens": 4321},
+                "analyst": {"prompt_tokens": 700, "generated_tokens": 87},
+                "synthesizer": {"prompt_tokens": 0, "generated_tokens": 0},
+                "tokens_per_selected_chain": 210.4,
+            },
+        },
     )
     return stage.store
 

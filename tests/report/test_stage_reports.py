@@ -116,6 +116,14 @@ def test_synthesize_report_shows_chains_beside_their_paths(synthesize_store):
     assert EVIL not in html
 
 
+def test_synthesize_report_tells_costs_and_rejected_critiques(synthesize_store):
+    report.for_artefact(synthesize_store.url)
+    html = html_of(synthesize_store)
+    for text in ("4,321", "analyst", "Critiques that were rejected", "210 generated tokens for each chain", "75% of"):
+        assert text in html
+    assert ">synthesizer<" not in html  # it cost nothing
+
+
 def test_synthesize_report_without_the_trees_says_so(synthesize_store, tmp_path):
     far = tmp_path / "far" / "copy"
     shutil.copytree(synthesize_store.url, far)

@@ -206,6 +206,7 @@ def _plots(overview: Overview) -> list[Markup]:
                 x="generated tokens of a tree, at most",
                 y="share of trees",
                 limits=(-0.02, 1.02),
+                log_x=True,
             ),
             "What the trees had found once each had spent so many tokens; a tree that stopped keeps what it has.",
         ),

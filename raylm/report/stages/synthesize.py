@@ -29,6 +29,7 @@ def build(store: Store, related: dict[str, Store]) -> Page:
     page.funnel(manifest.funnel)
     _add_drops(page, manifest)
     _add_kinds(page, chains)
+    _add_costs(page, manifest)
     trees = related.get("trees") or find_input(store, manifest.inputs.get("trees"))
     add_examples(page, chains, trees)
     page.section("Made from")
@@ -113,6 +114,27 @@ def _add_drops(page: Page, manifest: Manifest) -> None:
     if dropped:
         page.section("Why candidates were dropped", "Each candidate is counted at the first check that it failed.")
         page.bars({name.removeprefix("dropped_"): int(count) for name, count in dropped.items()})
+
+
+def _add_costs(page: Page, manifest: Manifest) -> None:
+    """Tokens by who spent them; and, where a language model analysed, how far its answers could be used."""
+    figures = manifest.figures
+    costs: dict[str, Any] = figures.get("cost", {})
+    roles = {name: cost for name, cost in costs.items() if isinstance(cost, dict) and any(cost.values())}
+    if roles:
+        page.section("Tokens", "Prompt tokens count whether a prefix cache spared them or not.")
+        rows = [(role, f"{cost['prompt_tokens']:,}", f"{cost['generated_tokens']:,}") for role, cost in roles.items()]
+        page.table(("who", "prompt tokens", "generated tokens"), rows)
+        each = costs.get("tokens_per_selected_chain")
+        if each:
+            page.text(f"{each:,.0f} generated tokens for each chain that was selected.")
+    rejected: dict[str, int] = figures.get("rejected_critiques", {})
+    if rejected:
+        page.section("Critiques that were rejected", "Each was asked for again, as often as llm.retries allows.")
+        page.bars(rejected)
+    within = figures.get("pivots_within_one")
+    if within is not None and manifest.config.get("analyst") == "llm":
+        page.text(f"{within:.0%} of the claimed pivots lie within one step of where the tree says that the paths part.")
 
 
 def _add_kinds(page: Page, chains: Sequence[Chain]) -> None:
