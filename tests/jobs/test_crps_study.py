@@ -1,0 +1,98 @@
+"""The study of contrast: its multiplier is right on made-up runs, its world is sound, its subsets are nested."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.studies.crps import analysis
+from jobs.studies.crps.arms import subset, within_tokens
+from jobs.studies.crps.base import World, problems, worked
+from raylm.records import Chain, Message, Tree
+from raylm.tasks.answers import equalities, extract_answer
+
+QUESTIONS = 2_000
+
+
+def runs(curve, ours, seeds=3):
+    """Runs of A0 with accuracy curve(n), and of another arm with accuracy ours at 100."""
+    made = []
+    for seed in range(seeds):
+        draws = np.random.default_rng(seed)
+
+        def answers(accuracy, draws=draws):
+            return (draws.random(QUESTIONS) < accuracy).astype(int).tolist()
+
+        for n in (50, 100, 200, 400, 800):
+            made.append({"seed": seed, "arm": "A0_rejection", "n": n, "suite": answers(curve(n))})
+        made.append({"seed": seed, "arm": "ours", "n": 100, "suite": answers(ours)})
+    return made
+
+
+def rising(n):
+    return 0.1 + 0.1 * math.log2(n / 50)
+
+
+def test_a_size_is_read_off_between_the_points_of_a_curve():
+    assert analysis.needed([10, 100], [0.2, 0.4], 0.3) == pytest.approx(math.sqrt(1000))
+    assert analysis.needed([10, 100], [0.2, 0.4], 0.1) == 10
+    assert analysis.needed([10, 100], [0.2, 0.4], 0.5) == math.inf
+    assert analysis.needed([10, 100, 1000], [0.3, 0.2, 0.4], 0.25) == 10  # a dip is averaged away
+
+
+@pytest.mark.parametrize("times", [1, 2, 4])
+def test_a_known_multiplier_is_found_within_its_interval(times):
+    found = analysis.multiplier(runs(rising, rising(100 * times)), "ours", 100, "suite")
+    low, high = found["interval"]
+    assert low <= times <= high
+    assert found["multiplier"] == pytest.approx(times, rel=0.25)
+    assert high / low < 2.5
+
+
+def test_what_the_reference_never_reaches_is_said_to_be_censored():
+    found = analysis.multiplier(runs(rising, 0.9), "ours", 100, "suite")
+    assert found["censored"]
+    assert found["censored_share"] == 1.0
+    assert found["multiplier"] == 8.0  # the largest size that was tried
+
+
+def test_a_difference_has_an_interval_that_holds_it():
+    made = runs(lambda n: 0.3, 0.4)
+    found = analysis.difference(made, "ours", "A0_rejection", "suite", [50, 100])
+    assert found["difference"] == pytest.approx(0.1, abs=0.03)
+    assert found["interval"][0] < 0.1 < found["interval"][1]
+    assert found["seeds"] == 3
+    same = analysis.difference(made, "ours", "ours", "suite", [100])
+    assert (same["difference"], same["interval"]) == (0.0, [0.0, 0.0])
+
+
+@given(st.integers(0, 1000), st.integers(2, 6))
+def test_worked_sums_are_right_and_questions_never_meet(seed, terms):
+    avoid = set()
+    first = problems(World(), 20, seed, (terms, terms), avoid)
+    second = problems(World(), 20, seed, (terms, terms), avoid)
+    assert len({item.question for item in [*first, *second]}) == 40
+    for item in first:
+        text = worked(item)
+        assert extract_answer(text) == item.answer
+        assert len(equalities(text)) == terms - 1
+        assert all(claim.holds for claim in equalities(text))
+
+
+def chain(number):
+    asked = [Message("user", "q")]
+    names = (f"tree{number // 2}", "crps", "hard")
+    return Chain(f"c{number}", asked, "p", "t", *names, [], [], 0, "{}", "", "correct", "m", "r", "a", "s", 0, 0)
+
+
+def test_training_sets_are_nested_and_a_budget_takes_whole_trees():
+    pool = [chain(number) for number in range(20)]
+    small, large = subset(pool, 5, 3), subset(pool, 12, 3)
+    assert large[:5] == small
+    assert len({item.id for item in large}) == 12
+    trees = [Tree(f"tree{n}", "p", "t", "q", "1", "exact", "m", "r", 0, "h", 1, [], [], 0, 100) for n in range(10)]
+    kept = within_tokens(pool, trees, 350)
+    assert {item.tree_id for item in kept} == {"tree0", "tree1", "tree2"}
+    assert len(kept) == 6
