@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from raylm.search.tree import OPEN, STOP, Limits, SearchTree, Step
 from raylm.units import ensure_ray
 
 IN_FLIGHT, ROUNDS = 8, 4
+LATENCY, WAVES = 8.0, 5
 SIZES = (1_000, 10_000, 100_000)
 BRANCHES, DEPTH = 8, 16
 OPERATIONS = 2_000
@@ -38,22 +40,28 @@ OPERATIONS = 2_000
 
 def main(actors: list[int], latency: float, waves: int) -> None:
     """Measure, and write bench/results/scheduler.json."""
-    ensure_ray()
-    pools = [_pool(count, latency, waves) for count in actors]
-    rates = {row["actors"]: row["requests_per_second"] for row in pools}
-    for row in pools:
-        row["efficiency"] = row["requests_per_second"] / (row["actors"] * rates[actors[0]] / actors[0])
-        print(row, file=sys.stderr, flush=True)
+    figures, pools = measure(actors, latency, waves)
     trees = [_tree(size) for size in SIZES]
-    figures: dict[str, Any] = {f"scheduler_efficiency_{row['actors']}": row["efficiency"] for row in pools}
     figures |= {f"microseconds_per_expansion_{row['nodes']}": row["microseconds"] for row in trees}
     figures |= {
         "bytes_per_node": trees[-1]["bytes_per_node"],
         "slowdown_100k_vs_1k": trees[-1]["microseconds"] / trees[0]["microseconds"],
-        "latency_seconds": latency,
-        "trees_in_flight": IN_FLIGHT,
     }
     print(results.write("bench/results/scheduler", figures, [*pools, *trees]))
+
+
+def measure(
+    actors: Sequence[int], latency: float = LATENCY, waves: int = WAVES
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Efficiency of pools of actors relative to the first one, and the row of each."""
+    ensure_ray()
+    pools = [_pool(count, latency, waves) for count in actors]
+    first = pools[0]["requests_per_second"] / actors[0]
+    for row in pools:
+        row["efficiency"] = row["requests_per_second"] / (row["actors"] * first)
+        print(row, file=sys.stderr, flush=True)
+    figures: dict[str, Any] = {f"scheduler_efficiency_{row['actors']}": row["efficiency"] for row in pools}
+    return figures | {"scheduler_latency_seconds": latency, "scheduler_trees_in_flight": IN_FLIGHT}, pools
 
 
 def _pool(actors: int, latency: float, waves: int) -> dict[str, Any]:
@@ -128,7 +136,7 @@ def _expand(tree: SearchTree, draw: random.Random) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--latency", type=float, default=8.0, help="seconds that a request takes")
-    parser.add_argument("--waves", type=int, default=6, help="trees of each place in an actor")
+    parser.add_argument("--latency", type=float, default=LATENCY, help="seconds that a request takes")
+    parser.add_argument("--waves", type=int, default=WAVES, help="trees of each place in an actor")
     options = parser.parse_args()
     main(options.actors, options.latency, options.waves)

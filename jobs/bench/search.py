@@ -1,10 +1,11 @@
 """How much of an engine's throughput does tree search keep?
 
-    python -m jobs.bench.search [config.yaml] [key=value ...] [--problems N] [--repeats N] [--serial N]
+    python -m jobs.bench.search [config.yaml] [key=value ...] [--problems N] [--repeats N] [--serial N] [--actors 1 32]
 
 The explore stage of a pipeline preset grows its trees on one engine in this process (no Ray; snapshots and verification
 included). The yardstick is one flat batch: the same engine samples as many completions of each question, from the same
-prompts, all requests at once. Both are repeated alternately; `saturation` is the ratio of their tokens per second.
+prompts, all requests at once. Both are repeated alternately; `saturation` is the ratio of their tokens per second. How
+pools of actors scale on a simulated engine is measured first, as jobs.bench.scheduler does it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import ray
+
 from jobs import results
+from jobs.bench import scheduler
 from raylm.config import load
 from raylm.llm.chat import prompt_ids
 from raylm.llm.protocol import Sampling
@@ -34,8 +38,19 @@ from raylm.units import Unit
 PRESET = "jobs/configs/quickstart.yaml"
 
 
-async def main(config: Sequence[str], count: int, repeats: int, serial: int) -> None:
+def main(config: Sequence[str], count: int, repeats: int, serial: int, *, actors: Sequence[int]) -> None:
     """Measure, and write bench/results/search.json."""
+    scaling, pools = scheduler.measure(actors)
+    ray.shutdown()
+    figures, intervals, rows = asyncio.run(_measure(config, count, repeats, serial))
+    figures |= scaling
+    print(results.write("bench/results/search", figures, [*pools, *rows], intervals=intervals, seeds=range(repeats)))
+
+
+async def _measure(
+    config: Sequence[str], count: int, repeats: int, serial: int
+) -> tuple[dict[str, Any], dict[str, list[float]], list[dict[str, Any]]]:
+    """Figures, their intervals, and a row a repeat."""
     stage = load(PipelineConfig, config).stage_configs()["explore"]
     assert isinstance(stage, ExploreConfig)
     problems = load_problems(stage.problems)[:count]
@@ -62,7 +77,7 @@ async def main(config: Sequence[str], count: int, repeats: int, serial: int) -> 
     figures, intervals = summarise(rows)
     figures |= {"problems": count, "in_flight": stage.compute.in_flight, "slots": stage.engine.max_in_flight}
     figures |= {"engine": rows[0]["search"]["engine"], "model": stage.engine.model}
-    print(results.write("bench/results/search", figures, rows, intervals=intervals, seeds=range(repeats)))
+    return figures, intervals, rows
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, list[float]]]:
@@ -158,5 +173,6 @@ if __name__ == "__main__":
     parser.add_argument("--problems", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--serial", type=int, default=4, help="trees that are also grown one at a time")
+    parser.add_argument("--actors", type=int, nargs="+", default=[1, 32], help="pools on the simulated engine")
     options = parser.parse_args()
-    asyncio.run(main(options.config or [PRESET], options.problems, options.repeats, options.serial))
+    main(options.config or [PRESET], options.problems, options.repeats, options.serial, actors=options.actors)
