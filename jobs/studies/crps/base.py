@@ -31,10 +31,10 @@ class World:
     terms: tuple[int, int] = (3, 4)
     longer: tuple[int, int] = (5, 5)
     """Terms of the out-of-domain sums."""
-    largest: int = 60
-    hidden: int = 128
+    largest: int = 9
+    hidden: int = 96
     layers: int = 4
-    steps: int = 900
+    steps: int = 450
     batch: int = 64
     lr: float = 1.5e-3
     pretraining: int = 20_000
