@@ -61,7 +61,8 @@ class UnitActor:
             alone = self.deaths[unit.key] >= _DEATHS_OF_A_SUSPECT
             async with self.gate.enter(alone):
                 self._mark(unit, alone)
-                generation = self.generation
+                async with self.lock:  # while the worker is being started again there is nothing to run on
+                    generation = self.generation
                 try:
                     return await self._run(unit), ""
                 except EngineDied as death:

@@ -54,28 +54,26 @@ class SynthesizeWorker:
             self.engine = await engine.build(config.llm.engine, cpus=compute.cpus, gpus=compute.gpus)
         self.maker = make(config, self.engine)
         self.contamination = Contamination(self.questions, self.config.filters.ngram)
-        self.verifier = VerifierPool(self.config.verifier)
+        self.verifier = self.verifier or VerifierPool(self.config.verifier)
 
     async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
         """The chains of a batch, and the counts of what was dropped on the way."""
-        assert self.maker is not None
+        maker, engine = self.maker, self.engine
+        assert maker is not None
         counts: Counts = collections.Counter()
         questions = [[self._tree(name, row) for name, row in places] for places in unit.payload["questions"]]
         seconds = {"analyst": 0.0, "synthesizer": 0.0}
-        found = await self.maker.of([tree for trees in questions for tree in trees], counts, seconds)
+        found = await maker.of([tree for trees in questions for tree in trees], counts, seconds)
         by_tree = iter(found)
         chains: list[Chain] = []
         for trees in questions:
             chains += await self._question([(tree, next(by_tree)) for tree in trees], counts)
-        engine = self.engine
         facts = {"model": asdict(engine.model), "engine": engine.name} if engine is not None else {}
         return to_table(Chain, chains), {"counts": dict(counts), "seconds_by_role": seconds, **facts}
 
     async def close(self) -> None:
-        """End the verifier's processes and free the model."""
+        """Free the model. The verifier stays: other units may be waiting for verdicts, which must not change."""
         engine, self.engine = self.engine, None
-        if self.verifier is not None:
-            self.verifier.close()
         if engine is not None:
             await engine.close()
 

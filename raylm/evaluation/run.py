@@ -85,7 +85,7 @@ class EvaluateWorker:
 
         compute = self.config.compute
         self.engine = await engine.build(self.config.resolved_engine(), cpus=compute.cpus, gpus=compute.gpus)
-        self.verifier = VerifierPool(self.config.verifier)
+        self.verifier = self.verifier or VerifierPool(self.config.verifier)
 
     async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
         """Answer one question `samples` times; one Judgement a response, the greedy one first."""
@@ -116,11 +116,8 @@ class EvaluateWorker:
         return to_table(Judgement, rows), summary
 
     async def close(self) -> None:
-        """Free the model and end the verifier's processes."""
+        """Free the model. The verifier stays: other questions may be waiting for verdicts, which must not change."""
         engine, self.engine = self.engine, None
-        verifier, self.verifier = self.verifier, None
-        if verifier is not None:
-            verifier.close()
         if engine is not None:
             await engine.close()
 

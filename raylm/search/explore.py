@@ -98,8 +98,10 @@ class ExploreWorker:
 
     async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
         """Grow one tree, from its snapshot when an earlier attempt left one."""
-        assert self.engine is not None
-        assert self.verifier is not None
+        # This start's engine: another unit may find it dead and replace it while this one still waits for it.
+        engine, verifier = self.engine, self.verifier
+        assert engine is not None
+        assert verifier is not None
         name = snapshot_name(unit.key)
         snapshot = await asyncio.to_thread(store.read_json, name) if store.exists(name) else None
         last = Growth.restore(self.config, snapshot)
@@ -114,8 +116,8 @@ class ExploreWorker:
         problem = Problem(**unit.payload["problem"])
         tree = await grow(
             problem,
-            self.engine,
-            self.verifier,
+            engine,
+            verifier,
             self.config,
             self.config.seed,
             scorer=self.scorer,
@@ -124,8 +126,8 @@ class ExploreWorker:
         )
         verdicts = [found.verdict for found in tree.trajectories]
         summary = {
-            "model": asdict(self.engine.model),
-            "engine": self.engine.name,
+            "model": asdict(engine.model),
+            "engine": engine.name,
             "correct": verdicts.count("correct"),
             "wrong": verdicts.count("wrong"),
             "prompt_tokens": tree.prompt_tokens - before[0],
