@@ -78,7 +78,8 @@ def _header(tree: Tree) -> list[Text | Padding]:
     facts = (
         f"tree {tree.id}  problem {tree.problem_id}  task {tree.task}\n"
         f"{tree.model} @ {tree.revision}  seed {tree.seed}\n"
-        f"{tree.strategy}: {tree.rounds} expansions, {len(tree.nodes)} nodes, {tree.generated_tokens:,} generated tokens; {verdicts}"
+        f"{tree.strategy}: {tree.rounds} expansions, {len(tree.nodes)} nodes, "
+        f"{tree.generated_tokens:,} generated tokens; {verdicts}"
         f"{f' ({unfinished} ran out of tokens)' if unfinished else ''}"
     )
     question = Text.assemble(tree.question.strip(), ("\ngold: ", "dim"), tree.answer)

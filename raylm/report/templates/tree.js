@@ -47,7 +47,7 @@ function showTree(tree, view) {
   view.replaceChildren();
   view.append(element("div", "text", tree.question));
   view.append(element("div", "counts",
-    `gold answer ${tree.gold}; ${tree.nodes.length} nodes, ${tree.tokens} generated tokens, ${tree.rounds} rounds`));
+    `gold answer ${tree.gold}; ${tree.nodes.length} nodes, ${tree.tokens} generated tokens, ${tree.rounds} expansions`));
   const bar = element("div", "bar");
   const drawing = element("div", "tree");
   for (const [label, open] of [["Open all", true], ["Close all", false]]) {
