@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.isotonic import IsotonicRegression
+from scipy.optimize import isotonic_regression
 
 Run = dict[str, Any]
 RESAMPLES = 2_000
@@ -21,7 +21,7 @@ def needed(sizes: Sequence[float], accuracies: Sequence[float], target: float) -
     Below the curve's first point the first size is returned, above its last infinity: the answer is censored there.
     """
     logs = np.log(np.asarray(sizes, dtype=float))
-    fitted = IsotonicRegression().fit_transform(logs, np.asarray(accuracies, dtype=float))
+    fitted = isotonic_regression(np.asarray(accuracies, dtype=float)).x
     if target <= fitted[0]:
         return float(sizes[0])
     if target > fitted[-1]:
