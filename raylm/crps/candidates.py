@@ -17,6 +17,7 @@ from raylm.config import identity
 from raylm.crps import pairs, reflect
 from raylm.crps.config import SynthesizeConfig
 from raylm.crps.filters import fault
+from raylm.crps.forms import Forms
 from raylm.crps.llm import LlmSynthesizer
 from raylm.crps.reflect import Analyst, Critique, Reflection
 from raylm.crps.synthesize import Draft, Synthesizer, correction
@@ -69,6 +70,8 @@ class Candidates:
     config: SynthesizeConfig
     analyst: Analyst
     synthesizer: Synthesizer
+    forms: Forms | None = None
+    """What ranks correct paths where the config asks for the best form."""
     model: ModelRef | None = None
     """Who answers an analyst or a synthesizer that is a language model."""
 
@@ -99,11 +102,14 @@ class Candidates:
             return bool(fault(path.text.rstrip(), tree.question, self.config.filters))
 
         method, contrasting = self.config.method, "with_pair" in STAGES[self.config.method]
-        good = pairs.correct_paths(tree, unfit)
+        good = pairs.correct_paths(tree, unfit, self._rank)
         counts["problems"] += 1
         counts["with_correct"] += bool(good)
         counts["with_wrong"] += bool(pairs.paths(tree, "wrong"))
-        chosen = pairs.select(tree, self.config.pairs, self.config.seed, unfit) if contrasting else []
+        if good and self.forms is not None and self.forms.poor(good[0]):
+            counts["poor_form"] += 1
+            return []
+        chosen = pairs.select(tree, self.config.pairs, self.config.seed, unfit, self._rank) if contrasting else []
         if method == "correction":
             chosen = [pair for pair in chosen if pair.contrast == "hard"]
         counts["with_pair"] += bool(chosen)
@@ -118,6 +124,14 @@ class Candidates:
             cases = [_Case(tree, index, path=path) for index, path in enumerate(self._alone(good, counts))]
         counts["candidates"] += len(cases)
         return cases
+
+    @property
+    def _rank(self) -> pairs.Rank:
+        how = self.config.pairs.anchor
+        if how == "best_form":
+            assert self.forms is not None
+            return self.forms.rank
+        return pairs.best_value if how == "best_value" else pairs.fewest_steps
 
     def _alone(self, good: Sequence[pairs.Path], counts: Counts) -> Sequence[pairs.Path]:
         """Paths that become chains as they are."""

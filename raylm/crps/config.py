@@ -23,6 +23,17 @@ class PairConfig(Config):
     """Hard pairs: the best path against wrong ones drawn in proportion to visits (released code), each wrong path
     against the correct one with which it shares the longest prefix, where they part being the true pivot (ours), or
     any correct against any wrong path (for comparison)."""
+    anchor: Literal["fewest_steps", "best_value", "best_form"] = "fewest_steps"
+    """Which correct path is the best one: the shortest (released code), the one with the highest mean value of its
+    steps, or the one whose form wins most often against wrong paths of the same question, over all trees (ours)."""
+    keep: float = Field(1.0, gt=0, le=1)
+    """With anchor best_form, the share of solved problems that are kept, those whose anchors have the best form."""
+
+    @model_validator(mode="after")
+    def _keep_needs_forms(self) -> PairConfig:
+        if self.keep < 1 and self.anchor != "best_form":
+            raise ValueError(f"keep {self.keep} ranks anchors by their form; set anchor: best_form, or keep: 1")
+        return self
 
 
 class FilterConfig(Config):

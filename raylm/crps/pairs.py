@@ -10,7 +10,7 @@ import collections
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from raylm.crps.config import PairConfig
 from raylm.records import Tree
 
 Contrast = Literal["hard", "soft", "none"]
+Rank = Callable[["Path"], tuple[Any, ...]]
+"""Sort key of correct paths, the best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +101,24 @@ def paths(tree: Tree, verdict: str) -> list[Path]:
     ]
 
 
-def correct_paths(tree: Tree, unfit: Callable[[Path], bool] = lambda path: False) -> list[Path]:
-    """Correct paths, best first: fewest steps, then the highest value on the path (source: released code), then ids.
+def fewest_steps(path: Path) -> tuple[Any, ...]:
+    """Fewest steps, then the highest value on the path (source: released code), then ids."""
+    return (path.length, -max(path.values[1:]), path.nodes)
+
+
+def best_value(path: Path) -> tuple[Any, ...]:
+    """The highest mean value of the steps, then fewest steps, then ids."""
+    return (-sum(path.values[1:]) / len(path.values[1:]), path.length, path.nodes)
+
+
+def correct_paths(
+    tree: Tree, unfit: Callable[[Path], bool] = lambda path: False, rank: Rank = fewest_steps
+) -> list[Path]:
+    """Correct paths, best first.
 
     Those that are `unfit` to be trained on, such as a right answer behind wrong sums, are left out unless all are.
     """
-    good = paths(tree, "correct")
-    ranked = sorted(good, key=lambda path: (path.length, -max(path.values[1:]), path.nodes))
+    ranked = sorted(paths(tree, "correct"), key=rank)
     return [path for path in ranked if not unfit(path)] or ranked
 
 
@@ -119,16 +132,24 @@ def shared_steps(first: Path, second: Path) -> int:
     return count
 
 
-def select(tree: Tree, config: PairConfig, seed: int, unfit: Callable[[Path], bool] = lambda path: False) -> list[Pair]:
+def select(
+    tree: Tree,
+    config: PairConfig,
+    seed: int,
+    unfit: Callable[[Path], bool] = lambda path: False,
+    rank: Rank = fewest_steps,
+) -> list[Pair]:
     """Hard pairs up to their share of `max_pairs`, then soft ones up to theirs; a share that is not filled stays so.
 
-    Empty without a correct path, or with nothing to contrast it with. Anchors are `correct_paths`.
+    Empty without a correct path, or with nothing to contrast it with. Anchors are `correct_paths`, and the first of
+    them alone where forms decide: a worse form is what the contrast is to teach away from.
     """
-    good, bad = correct_paths(tree, unfit), paths(tree, "wrong")
+    good, bad = correct_paths(tree, unfit, rank), paths(tree, "wrong")
     if not good:
         return []
     hard_limit = round(config.max_pairs * config.hard_ratio)
-    chosen = _choose(good, bad, config.choose, hard_limit, _generator(seed, tree.problem_id))
+    anchors = good[:1] if config.anchor == "best_form" else good
+    chosen = _choose(anchors, bad, config.choose, hard_limit, _generator(seed, tree.problem_id))
     hard = [Pair(tree.question, anchor, path, "hard", _rescue(path, good)) for anchor, path in chosen]
     soft = [Pair(tree.question, good[0], path, "soft") for path in good if path.length > good[0].length]
     return [*hard[:hard_limit], *soft[: config.max_pairs - hard_limit]]

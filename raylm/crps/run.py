@@ -11,11 +11,12 @@ from typing import Any
 
 from raylm.crps.candidates import COSTS, STAGES
 from raylm.crps.config import SynthesizeConfig
+from raylm.crps.forms import ENOUGH, Forms
 from raylm.crps.summary import print_funnel
 from raylm.crps.worker import SynthesizeWorker
 from raylm.errors import UserError
 from raylm.llm.config import ComputeConfig
-from raylm.records import Chain, Problem, from_table
+from raylm.records import Chain, Problem, Tree, from_table
 from raylm.storage import Manifest, StageRun, Store
 from raylm.tasks.answers import normalize_question
 from raylm.units import Unit, UnitsReport, check_failures, read_unit, run_units, unit_key
@@ -24,6 +25,8 @@ TREES_PER_UNIT = 32
 TREES_PER_LLM_UNIT = 4
 """Where a language model is asked a unit is worth more, so less of it may be lost."""
 _LISTED = 10
+FORMS = "forms.json"
+"""What was learned about forms of reasoning."""
 
 
 def run(config: SynthesizeConfig) -> Manifest:
@@ -52,7 +55,11 @@ def run(config: SynthesizeConfig) -> Manifest:
         done = run_units(
             units,
             SynthesizeWorker,
-            {"config": config, "questions": [(item.task, item.question) for item in evaluation]},
+            {
+                "config": config,
+                "questions": [(item.task, item.question) for item in evaluation],
+                "forms": _forms(config, source, manifest, stage.store, len(explored)),
+            },
             stage.store,
             config.llm.compute
             if config.uses_llm
@@ -88,6 +95,28 @@ def _explored(source: Store, manifest: Manifest) -> list[tuple[Problem, tuple[st
     if not found:
         raise UserError(f"trees={source.url}: the artefact holds no trees")
     return found
+
+
+def _forms(config: SynthesizeConfig, source: Store, manifest: Manifest, store: Store, count: int) -> Forms | None:
+    """What the trees teach about forms, learned once and kept: a run that goes on must rank as it began."""
+    if config.pairs.anchor != "best_form":
+        return None
+    if store.exists(FORMS):
+        return Forms.of_json(store.read_json(FORMS))
+    trees = (
+        tree
+        for name in sorted(manifest.outputs)
+        if name.startswith("data/") and name.endswith(".parquet")
+        for tree in from_table(Tree, source.read_table(name))
+    )
+    forms = Forms.fit(trees, config.seed, config.pairs.keep, count)
+    if not forms.weights:
+        raise UserError(
+            f"pairs.anchor=best_form: {forms.learned_from} pairs of a correct and a wrong path are too few to learn "
+            f"forms from ({ENOUGH} at least); explore more problems, or set pairs.anchor=fewest_steps"
+        )
+    store.write_json(FORMS, forms.as_json())
+    return forms
 
 
 def _refuse_overlap(explored: Sequence[Problem], evaluation: Sequence[Problem]) -> None:
@@ -140,7 +169,7 @@ def _finish(
     figures["contrast"] = _tally(value for table in tables for value in table.column("contrast").to_pylist())
     stage.finish(
         rows,
-        files=("chains.jsonl",),
+        files=("chains.jsonl", *([FORMS] if stage.store.exists(FORMS) else [])),
         timing={
             "seconds": done.seconds,
             "resumed": done.resumed,
@@ -181,6 +210,7 @@ def _figures(counts: collections.Counter[str]) -> dict[str, Any]:
         "without_wrong": counts["problems"] - counts["with_wrong"],
         "pairs": counts["pairs"],
         "lone_paths": counts["lone_paths"],
+        "poor_form": counts["poor_form"],
         "problems_selected": counts["problems_selected"],
         "rejected_critiques": group("rejected"),
         "pivots_within_one": counts["pivots_within_one"] / claimed if claimed else None,

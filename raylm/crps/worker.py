@@ -13,6 +13,7 @@ import pyarrow as pa
 from raylm.crps.candidates import Candidates, Counts
 from raylm.crps.config import SynthesizeConfig
 from raylm.crps.filters import Contamination, Copies, fault
+from raylm.crps.forms import Forms
 from raylm.crps.llm import LlmAnalyst, LlmSynthesizer
 from raylm.crps.reflect import StructuralAnalyst
 from raylm.crps.synthesize import StructuralSynthesizer
@@ -30,9 +31,17 @@ _OPEN_SHARDS = 2
 class SynthesizeWorker:
     """Turns trees into chains that pass every check."""
 
-    def __init__(self, config: SynthesizeConfig, questions: Sequence[tuple[str, str]]) -> None:
-        """Work for `config`; `questions` are those of the evaluation with the names of their sources."""
-        self.config, self.questions = config, questions
+    def __init__(
+        self, config: SynthesizeConfig, questions: Sequence[tuple[str, str]], forms: Forms | None = None
+    ) -> None:
+        """Work for `config`.
+
+        Args:
+            config: of the stage.
+            questions: those of the evaluation with the names of their sources.
+            forms: learned from all trees, where the config asks for the best form.
+        """
+        self.config, self.questions, self.forms = config, questions, forms
         self.source = Store(config.trees)
         self.verifier: VerifierPool | None = None
         self.engine: Engine | None = None
@@ -52,7 +61,7 @@ class SynthesizeWorker:
 
             compute = config.llm.compute
             self.engine = await engine.build(config.llm.engine, cpus=compute.cpus, gpus=compute.gpus)
-        self.maker = make(config, self.engine)
+        self.maker = make(config, self.engine, self.forms)
         self.contamination = Contamination(self.questions, self.config.filters.ngram)
         self.verifier = self.verifier or VerifierPool(self.config.verifier)
 
@@ -126,8 +135,8 @@ class SynthesizeWorker:
         return from_table(Tree, self.shards[name].slice(row, 1))[0]
 
 
-def make(config: SynthesizeConfig, engine: Engine | None) -> Candidates:
-    """The maker of candidates that a config names; `engine` answers what is llm in it."""
+def make(config: SynthesizeConfig, engine: Engine | None, forms: Forms | None = None) -> Candidates:
+    """The maker of candidates that a config names; `engine` answers what is llm in it, `forms` ranks anchors."""
     analyst: StructuralAnalyst | LlmAnalyst = StructuralAnalyst()
     synthesizer: StructuralSynthesizer | LlmSynthesizer = StructuralSynthesizer(config.pitfall)
     if engine is not None and config.analyst == "llm":
@@ -136,4 +145,4 @@ def make(config: SynthesizeConfig, engine: Engine | None) -> Candidates:
         examples = config.prompt.examples
         style = config.llm.style or (examples[0].response if examples else "")
         synthesizer = LlmSynthesizer(engine, config.llm, config.seed, style)
-    return Candidates(config, analyst, synthesizer, engine.model if engine is not None else None)
+    return Candidates(config, analyst, synthesizer, forms, engine.model if engine is not None else None)

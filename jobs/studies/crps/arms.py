@@ -12,6 +12,7 @@ from typing import Any
 
 from raylm.config import build
 from raylm.crps.config import SynthesizeConfig
+from raylm.crps.forms import Forms
 from raylm.crps.worker import SynthesizeWorker
 from raylm.records import Chain, Problem, Tree, from_table, to_table
 from raylm.search.config import ExploreConfig
@@ -20,23 +21,35 @@ from raylm.storage import Store
 from raylm.units import Unit
 
 TREES_PER_BATCH = 64
-CONTRAST = {"method": "crps", "without_pair": "skip"}
+CONTRAST = {"method": "crps", "without_pair": "skip", "pitfall": "none"}
+FORM = {"anchor": "best_form"}
+ALL = {"filters": {"max_per_problem": 64}}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "A0_rejection": ("flat", {"method": "rejection", "filters": {"max_per_problem": 64}}),
+    "A0_rejection": ("flat", {"method": "rejection", **ALL}),
+    "A0_best_form": ("flat", {"method": "best_path", "pairs": FORM}),
     "A1_best_path": ("mcts", {"method": "best_path"}),
-    "A3_good_only": ("mcts", {"method": "good_only"}),
-    "A4_crps": ("mcts", CONTRAST),
-    "A4_crps_plain": ("mcts", {**CONTRAST, "pitfall": "none"}),
-    "A4_crps_full": ("mcts", {**CONTRAST, "pitfall": "full"}),
-    "A5_shuffled": ("mcts", {**CONTRAST, "method": "shuffled"}),
+    "A1_best_value": ("mcts", {"method": "best_path", "pairs": {"anchor": "best_value"}}),
+    "A3_good_only": ("mcts", {"method": "good_only", "pairs": FORM}),
+    "A4_crps": ("mcts", {**CONTRAST, "pairs": FORM}),
+    "A4_fewest_steps": ("mcts", CONTRAST),
+    "A4_released": ("mcts", {**CONTRAST, "pairs": {"choose": "visits"}}),
+    "A4_keep": ("mcts", {**CONTRAST, "pairs": {**FORM, "keep": 0.6}}),
+    "A4_check": ("mcts", {**CONTRAST, "pairs": FORM, "pitfall": "check"}),
+    "A4_full": ("mcts", {**CONTRAST, "pairs": FORM, "pitfall": "full"}),
+    "A5_shuffled": ("mcts", {**CONTRAST, "pairs": FORM, "pitfall": "check", "method": "shuffled"}),
     "A6_random_pairs": ("mcts", {**CONTRAST, "pairs": {"choose": "random"}}),
-    "A6_hard_only": ("mcts", {**CONTRAST, "pairs": {"hard_ratio": 1.0}}),
-    "A6_soft_only": ("mcts", {**CONTRAST, "pairs": {"hard_ratio": 0.0}}),
-    "A7_rejection_same": ("flat", {"method": "rejection", "filters": {"max_per_problem": 64}}),
+    "A6_hard_only": ("mcts", {**CONTRAST, "pairs": {**FORM, "hard_ratio": 1.0}}),
+    "A6_soft_only": ("mcts", {**CONTRAST, "pairs": {**FORM, "hard_ratio": 0.0}}),
+    "A7_rejection_same": ("flat", {"method": "rejection", **ALL}),
     "correction": ("mcts", {"method": "correction"}),
 }
-"""Name to (whose trees, what differs in the synthesis). A2 needs a language model that can be told what to write, which
-the micro tier has not. A7 keeps A0's chains of the problems that A4 has chains of."""
+"""Name to (whose trees, what differs in the synthesis).
+
+A1 and A4_released take the shortest right path as the anchor, as the released code does. A0_best_form chooses by form
+among independent samples: what remains of A4 without a search and without pairs. A3 and A5 reflect in text, so that
+A4_check is what they compare with. A2 needs a language model that can be told what to write, which the micro tier has
+not. A7 keeps A0's chains of the problems that A4 has chains of.
+"""
 
 
 def search(model: Path, problems: Sequence[Problem], strategy: str, tokens: int, seed: int) -> list[Tree]:
@@ -91,7 +104,9 @@ async def _chains(trees: Sequence[Tree], how: dict[str, Any]) -> list[Chain]:
         store = Store(folder)
         name = "data/part-00000.parquet"
         store.write_table(name, to_table(Tree, trees))
-        worker = SynthesizeWorker(build(SynthesizeConfig, {"trees": folder, **how}), [])
+        config = build(SynthesizeConfig, {"trees": folder, **how})
+        wanted = config.pairs.anchor == "best_form"
+        worker = SynthesizeWorker(config, [], Forms.fit(trees, config.seed, config.pairs.keep) if wanted else None)
         await worker.start()
         for start in range(0, len(trees), TREES_PER_BATCH):
             places = range(start, min(start + TREES_PER_BATCH, len(trees)))

@@ -1,7 +1,8 @@
 """The micro tier's world: sums of a few numbers, and a small Llama that has learned them halfway.
 
-The model is pretrained from nothing on worked sums, until it is right about half of the time: it knows the form, and
-errs the way a half-trained model does. Questions of training, search, and both test suites never meet.
+The model is pretrained from nothing on worked sums in several ways of writing, which differ in how often they come out
+right: it knows the safe way beside others that it prefers, and errs as a half-trained model does. Questions of
+training, search, and both test suites never meet.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from raylm.crps.synthesize import JOINTS
 from raylm.llm import micro, models
 from raylm.records import Problem
 from raylm.train.config import FinetuneConfig
@@ -30,13 +32,16 @@ class World:
 
     terms: tuple[int, int] = (3, 4)
     longer: tuple[int, int] = (5, 5)
-    """Terms of the out-of-domain sums."""
+    """Terms of the out-of-domain sums: among those of the pretraining, never among those of the search."""
     largest: int = 9
     hidden: int = 96
     layers: int = 4
-    steps: int = 450
+    steps: int = 700
     batch: int = 64
-    lr: float = 1.5e-3
+    lr: float = 3e-3
+    habits: tuple[tuple[str, float], ...] = (("guess", 0.2), ("leaps", 0.4), ("steps", 0.3), ("checks", 0.1))
+    """Ways of writing a solution (see `worked`), and their shares of the pretraining: what a language model has read is
+    not written in the way that works best for it."""
     pretraining: int = 20_000
     """Worked sums of the pretraining."""
 
@@ -57,15 +62,26 @@ def problems(world: World, count: int, seed: int, terms: tuple[int, int], avoid:
     return found
 
 
-def worked(problem: Problem) -> str:
-    """The solution, one operation a line."""
+def worked(problem: Problem, habit: str = "steps", draw: random.Random | None = None) -> str:
+    """A right solution in one of the ways in which the pretraining texts are written.
+
+    `guess` answers at once, `leaps` does two operations a line, `steps` one, and `checks` also recomputes about half of
+    them by the inverse operation.
+    """
     words = problem.question.split()
+    terms = list(zip(words[1::2], map(int, words[2::2]), strict=True))
     total, lines = int(words[0]), []
-    for sign, number in zip(words[1::2], words[2::2], strict=True):
-        result = total + int(number) if sign == "+" else total - int(number)
-        lines.append(f"{total} {sign} {number} = {result}")
+    stride = {"guess": len(terms), "leaps": 2}.get(habit, 1)
+    for start in range(0, len(terms), stride):
+        part = terms[start : start + stride]
+        result = total + sum(number if sign == "+" else -number for sign, number in part)
+        line = f"{total} " + " ".join(f"{sign} {number}" for sign, number in part) + f" = {result}"
+        if habit == "checks" and draw is not None and draw.random() < 0.5:
+            sign, number = part[0]
+            line += f"{draw.choice(JOINTS)}{result} {'-' if sign == '+' else '+'} {number} = {total}"
+        lines.append(line)
         total = result
-    return "\n".join([*lines, f"Answer: {total}"])
+    return "\n".join([*([] if habit == "guess" else lines), f"Answer: {total}"])
 
 
 def rows(items: list[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -104,12 +120,15 @@ def pretrain(world: World, path: Path, seed: int, avoid: set[str]) -> None:
     settings.head_dim = world.hidden // 4
     torch.manual_seed(seed)
     model = LlamaForCausalLM(settings).float()
-    own = problems(world, world.pretraining, 1_000 + seed, (2, world.terms[1]), set(avoid))
+    draw = random.Random(seed)
+    names, weights = zip(*world.habits, strict=True)
+    own = problems(world, world.pretraining, 1_000 + seed, (2, world.longer[1]), set(avoid))
     config = FinetuneConfig(
         epochs=1e9, max_steps=world.steps, batch_size=world.batch, micro_batch=world.batch, lr=world.lr, workers=1,
         engine="torch", beta2=0.98, weight_decay=0.1, seed=seed, isolation={"enabled": False},
     )  # fmt: skip
-    train(model, tokenizer, rows([(item.question, worked(item)) for item in own]), config, "pretraining")
+    texts = [(item.question, worked(item, draw.choices(names, weights)[0], draw)) for item in own]
+    train(model, tokenizer, rows(texts), config, "pretraining")
     model.save_pretrained(partial)
     models.check(partial)
     partial.rename(path)

@@ -1,11 +1,11 @@
 """Does contrast beat filtering? The micro tier: many arms, sizes and seeds of a small model.
 
-    python -m jobs.studies.crps.run [--seeds N] [--problems N] [--out runs/studies/crps]
+    python -m jobs.studies.crps.run [--seeds 0 1 2] [--problems N] [--rows-only] [--out runs/studies/crps]
 
 Each seed has its own half-trained model, problems, searches and test questions. All arms share a seed's problems, and
 both kinds of search (MCTS, independent sampling) spend the same tokens on each. A run tunes the model on a subset of an
-arm's chains and answers both suites greedily. Finished runs are lines of rows.jsonl, and the same command goes on from
-them. The result is studies/results/crps.json.
+arm's chains and answers both suites greedily. Finished runs are lines of rows-SEED.jsonl, and the same command goes on
+from them, so that seeds may also be run side by side, with --rows-only. The result is studies/results/crps.json.
 """
 
 from __future__ import annotations
@@ -33,31 +33,55 @@ from raylm.tasks.answers import extract_answer
 from raylm.train.config import FinetuneConfig
 from raylm.train.worker import build_model
 
-SIZES = (64, 128, 256, 512, 1024)
-REFERENCE_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+SIZES = (64, 128, 256, 512)
+REFERENCE_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+FEW_SIZES = (64, 256)
+"""Of the arms that only say which part of A4 makes the difference."""
+FULL_ARMS = ("A0_best_form", "A1_best_path", "A4_crps")
+DIFFERENCES = {
+    "crps_minus_rejection": ("A4_crps", "A0_rejection"),
+    "crps_minus_best_path": ("A4_crps", "A1_best_path"),
+    "crps_minus_best_value": ("A4_crps", "A1_best_value"),
+    "crps_minus_same_problems": ("A4_crps", "A7_rejection_same"),
+    "crps_minus_fewest_steps": ("A4_crps", "A4_fewest_steps"),
+    "crps_minus_released": ("A4_crps", "A4_released"),
+    "crps_minus_random_pairs": ("A4_crps", "A6_random_pairs"),
+    "crps_minus_form_without_search": ("A4_crps", "A0_best_form"),
+    "crps_minus_corrections": ("A4_crps", "correction"),
+    "keep_minus_crps": ("A4_keep", "A4_crps"),
+    "check_minus_crps": ("A4_check", "A4_crps"),
+    "full_minus_crps": ("A4_full", "A4_crps"),
+    "check_minus_good_only": ("A4_check", "A3_good_only"),
+    "crps_minus_shuffled_critique": ("A4_check", "A5_shuffled"),
+}
+"""Key to (one arm, minus another), at their common sizes."""
 SUITES = {"in_domain": 400, "out_of_domain": 400}
 TOKENS = 240
 """Generated tokens of a problem's tree."""
 TUNING: dict[str, Any] = {
-    "epochs": 3, "batch_size": 32, "micro_batch": 32, "lr": 5e-4, "max_length": 160, "workers": 1, "engine": "torch",
-    "isolation": {"enabled": False},
+    "epochs": 3, "batch_size": 32, "micro_batch": 32, "lr": 1e-4, "warmup_share": 0.1, "max_length": 160,
+    "workers": 1, "engine": "torch", "isolation": {"enabled": False},
 }  # fmt: skip
 
 
-def main(seeds: int, count: int, out: Path) -> None:
-    """Make what is missing, and write the result."""
+def main(seeds: Sequence[int], count: int, out: Path, rows_only: bool) -> None:
+    """Make what is missing, and write the result unless other seeds are still to come."""
     out.mkdir(parents=True, exist_ok=True)
-    file = out / "rows.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(row["seed"], row["arm"], row["by"], row["n"]) for row in rows}
-    for seed in range(seeds):
+    rows = []
+    for seed in seeds:
+        file = out / f"rows-{seed}.jsonl"
+        found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        done = {(row["seed"], row["arm"], row["by"], row["n"]) for row in found}
         for row in _seed(seed, count, out, done):
-            rows.append(row)
+            found.append(row)
             with file.open("a") as sink:
                 sink.write(json.dumps(row) + "\n")
+        rows += found
+    if rows_only:
+        return
     figures, intervals = summarise(rows)
     figures |= {"problems": count, "tokens_per_problem": TOKENS}
-    print(results.write("studies/results/crps", figures, rows, intervals=intervals, seeds=range(seeds)))
+    print(results.write("studies/results/crps", figures, rows, intervals=intervals, seeds=seeds))
 
 
 def _seed(seed: int, count: int, out: Path, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
@@ -93,11 +117,12 @@ def _seed(seed: int, count: int, out: Path, done: set[tuple[Any, ...]]) -> Itera
 
 def _parts(arm: str, pool: Sequence[Chain], trees: Sequence[Tree], seed: int) -> Iterator[tuple[str, int, list[Chain]]]:
     """The training sets of an arm: by number of examples, and by the tokens of the search that they came from."""
-    for size in REFERENCE_SIZES if arm == analysis.REFERENCE else SIZES:
+    sizes = REFERENCE_SIZES if arm == analysis.REFERENCE else SIZES if arm in FULL_ARMS else FEW_SIZES
+    for size in sizes:
         if size <= len(pool):
             yield "n", size, subset(pool, size, seed)
     total = sum(tree.generated_tokens for tree in trees)
-    if arm in (analysis.REFERENCE, "A1_best_path", "A4_crps"):
+    if arm in (analysis.REFERENCE, "A4_crps"):
         for share in (0.125, 0.25, 0.5, 1.0):
             yield "share", round(1000 * share), within_tokens(pool, trees, int(total * share))
 
@@ -168,14 +193,8 @@ def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str,
         found = analysis.multiplier(by_tokens, "A4_crps", 250, suite)
         figures[f"{prefix}multiplier_equal_tokens"] = found["multiplier"]
         intervals[f"{prefix}multiplier_equal_tokens"] = found["interval"]
-        for name, other in (
-            ("crps_minus_rejection", "A0_rejection"),
-            ("crps_minus_best_path", "A1_best_path"),
-            ("crps_minus_good_only", "A3_good_only"),
-            ("crps_minus_shuffled_critique", "A5_shuffled"),
-            ("crps_minus_same_problems", "A7_rejection_same"),
-        ):
-            gap = analysis.difference(by_size, "A4_crps", other, suite, common)
+        for name, (ours, other) in DIFFERENCES.items():
+            gap = analysis.difference(by_size, ours, other, suite, common)
             figures[f"{prefix}{name}"], intervals[f"{prefix}{name}"] = gap["difference"], gap["interval"]
     return figures, intervals
 
@@ -186,8 +205,9 @@ def _complete(rows: Sequence[dict[str, Any]], arm: str, size: int) -> bool:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--problems", type=int, default=2_000)
+    parser.add_argument("--rows-only", action="store_true", help="run these seeds and write no result")
     parser.add_argument("--out", type=Path, default=Path("runs/studies/crps"))
     options = parser.parse_args()
-    main(options.seeds, options.problems, options.out)
+    main(options.seeds, options.problems, options.out, options.rows_only)
