@@ -45,6 +45,27 @@ def test_what_is_unfit_for_training_is_an_anchor_only_when_nothing_else_is(tree)
     assert [path.text for path in pairs.correct_paths(alone, unfit)] == [lucky]
 
 
+def test_the_best_value_is_a_mean_over_the_steps(tree):
+    # The guess is right once of three times, the way over 10 always.
+    grown = tree("5 + 7?", [("Answer: 12", "correct"), (LONG, "correct"), ("Answer: 13", "wrong")])
+    short = next(path for path in pairs.paths(grown, "correct") if path.length == 1)
+    doubted = [replace(node, value_sum=node.visits / 3) if node.id == short.nodes[-1] else node for node in grown.nodes]
+    grown = replace(grown, nodes=doubted)
+    assert [path.length for path in pairs.correct_paths(grown, rank=pairs.best_value)] == [3, 1]
+
+
+def test_where_forms_decide_the_best_form_is_the_only_anchor(tree):
+    grown = tree("5 + 7?", [(SHORT, "correct"), (LONG, "correct"), ("5 + 7 = 13\nAnswer: 13", "wrong")])
+
+    def longest(path):
+        return -path.length
+
+    found = pairs.select(grown, PairConfig(anchor="best_form"), 0, rank=longest)
+    assert {pair.anchor.text for pair in found} == {LONG}
+    with pytest.raises(ValueError, match=r"keep 0\.5 ranks anchors by their form; set anchor: best_form"):
+        PairConfig(keep=0.5)
+
+
 def test_an_empty_last_step_does_not_count_as_a_step():
     one = pairs.Path((1, 2), ("5 + 7 = 12\nAnswer: 12", ""), (0.0, 0.0, 0.0), 1)
     assert one.length == 1

@@ -12,6 +12,7 @@ from raylm.config import build
 from raylm.crps import reflect
 from raylm.crps.candidates import STAGES
 from raylm.crps.config import SynthesizeConfig
+from raylm.crps.forms import Forms
 from raylm.crps.worker import SynthesizeWorker, make
 from raylm.records import Chain, Tree, from_table, to_table
 from raylm.storage import Store
@@ -223,3 +224,15 @@ def test_a_funnel_never_increases_and_every_candidate_is_accounted_for(  # noqa:
     dropped = sum(count for name, count in counts.items() if name.startswith("dropped:"))
     assert counts["candidates"] == counts["selected"] + dropped
     assert max(collections.Counter(chain.tree_id for chain in chains).values(), default=0) <= limit
+
+
+def test_an_anchor_of_poor_form_is_counted_and_makes_no_chain(tree):
+    grown = tree("13 - 4 + 2?", [(GOOD, "correct"), (SLIP, "wrong")], answer="11")
+    config = build(SynthesizeConfig, {"trees": "unused", "pairs": {"anchor": "best_form", "keep": 0.5}})
+    for floor, chains in ((0.5, 1), (0.9, 0)):
+        forms = Forms({"=": 1.0, "#": 0.0}, learned_from=99, floor=floor * 0.4)
+        counts = collections.Counter()
+        found = asyncio.run(make(config, None, forms).of([grown], counts))[0]
+        assert len(found) == chains
+        assert counts["poor_form"] == 1 - chains
+        assert counts["with_correct"] == 1

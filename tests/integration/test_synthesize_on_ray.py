@@ -222,6 +222,26 @@ def test_an_analyst_that_answers_nonsense_costs_its_tries_and_is_counted(ray_clu
     assert manifest.tokens["analyst"] > 0
 
 
+def test_forms_are_learned_once_kept_and_shown(ray_cluster, trees, tmp_path):
+    how = {"pairs": {"anchor": "best_form"}, "pitfall": "none"}
+    manifest = stage.run(config(trees, tmp_path / "out", **how))
+    store = Store(str(tmp_path / "out"))
+    learned = store.read_json(stage.FORMS)
+    assert stage.FORMS in manifest.outputs
+    assert learned["learned_from"] >= 32
+    assert manifest.funnel["selected"] == manifest.funnel["with_correct"]  # one anchor each, and nothing told in it
+    assert "Forms that win and forms that lose" in store.read_bytes("report.html").decode()
+    again = stage.run(config(trees, tmp_path / "again", **how))
+    assert again.outputs == manifest.outputs
+
+
+def test_too_few_trees_to_learn_forms_from_are_refused_before_work(tmp_path):
+    few = write_trees(tmp_path / "explore", [tree_of(2), tree_of(3)], shards=1)
+    with pytest.raises(UserError, match=r"4 pairs of a correct and a wrong path are too few to learn forms from \(32"):
+        stage.run(config(few, tmp_path / "out", pairs={"anchor": "best_form"}))
+    assert Store(str(tmp_path / "out")).names("parts") == []
+
+
 def test_a_stage_without_a_chain_says_why(ray_cluster, tmp_path):
     bad = write_trees(tmp_path / "explore", [tree_of(number) for number in (1, 7)], shards=1)
     with pytest.raises(UserError, match=r"no chain passed \(problems 2, with correct 0,.*search longer"):

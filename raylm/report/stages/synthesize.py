@@ -11,12 +11,15 @@ from typing import Any
 from markupsafe import Markup
 
 from raylm.records import Chain, Tree
+from raylm.report import figures
 from raylm.report.artefacts import find_input, finished, iterate, made_from, spread, subtitle
 from raylm.report.page import Page, block, label, response, steps
 from raylm.storage import Manifest, Store
 
 EXAMPLES = 16
 """Chains shown in full."""
+FORMS_SHOWN = 12
+"""Strongest n-grams shown of each side."""
 
 
 def build(store: Store, related: dict[str, Store]) -> Page:
@@ -30,6 +33,7 @@ def build(store: Store, related: dict[str, Store]) -> Page:
     _add_drops(page, manifest)
     _add_kinds(page, chains)
     _add_costs(page, manifest)
+    _add_forms(page, store)
     trees = related.get("trees") or find_input(store, manifest.inputs.get("trees"))
     add_examples(page, chains, trees)
     page.section("Made from")
@@ -118,8 +122,8 @@ def _add_drops(page: Page, manifest: Manifest) -> None:
 
 def _add_costs(page: Page, manifest: Manifest) -> None:
     """Tokens by who spent them; and, where a language model analysed, how far its answers could be used."""
-    figures = manifest.figures
-    costs: dict[str, Any] = figures.get("cost", {})
+    counted = manifest.figures
+    costs: dict[str, Any] = counted.get("cost", {})
     roles = {name: cost for name, cost in costs.items() if isinstance(cost, dict) and any(cost.values())}
     if roles:
         page.section("Tokens", "Prompt tokens count whether a prefix cache spared them or not.")
@@ -128,13 +132,29 @@ def _add_costs(page: Page, manifest: Manifest) -> None:
         each = costs.get("tokens_per_selected_chain")
         if each:
             page.text(f"{each:,.0f} generated tokens for each chain that was selected.")
-    rejected: dict[str, int] = figures.get("rejected_critiques", {})
+    rejected: dict[str, int] = counted.get("rejected_critiques", {})
     if rejected:
         page.section("Critiques that were rejected", "Each was asked for again, as often as llm.retries allows.")
         page.bars(rejected)
-    within = figures.get("pivots_within_one")
+    within = counted.get("pivots_within_one")
     if within is not None and manifest.config.get("analyst") == "llm":
         page.text(f"{within:.0%} of the claimed pivots lie within one step of where the tree says that the paths part.")
+
+
+def _add_forms(page: Page, store: Store) -> None:
+    """What was learned of the forms of reasoning, where the anchors were chosen by it."""
+    if not store.exists("forms.json"):
+        return
+    learned = store.read_json("forms.json")
+    ordered = sorted(learned["weights"].items(), key=lambda item: item[1], reverse=True)
+    shown = [*ordered[:FORMS_SHOWN], *ordered[max(FORMS_SHOWN, len(ordered) - FORMS_SHOWN) :]]
+    page.section(
+        "Forms that win and forms that lose",
+        f"Of two answers to one question, one right and one wrong ({learned['learned_from']:,} pairs), which has more "
+        "of an n-gram? # stands for a number, ⏎ for the end of a line.",
+    )
+    named = {gram.replace("\n", "⏎"): weight for gram, weight in shown}
+    page.figure(figures.barh(named, title="n-grams of right paths (+) and of wrong paths (-)", x="log-odds"))
 
 
 def _add_kinds(page: Page, chains: Sequence[Chain]) -> None:
