@@ -1,6 +1,7 @@
 """The study of contrast: its multiplier is right on made-up runs, its world is sound, its subsets are nested."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -8,10 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.studies.crps import analysis
-from jobs.studies.crps.arms import subset, within_tokens
+from jobs.studies.crps.arms import ARMS, subset, within_tokens
 from jobs.studies.crps.base import World, problems, worked
+from jobs.studies.crps.tiers import MICRO, TIERS
+from raylm.config import build
+from raylm.crps.config import SynthesizeConfig
+from raylm.llm.config import EngineConfig
 from raylm.records import Chain, Message, Tree
 from raylm.tasks.answers import equalities, extract_answer
+from raylm.train.config import FinetuneConfig
 
 QUESTIONS = 2_000
 
@@ -79,6 +85,35 @@ def test_worked_sums_are_right_and_questions_never_meet(seed, terms):
         assert extract_answer(text) == item.answer
         assert len(equalities(text)) == terms - 1
         assert all(claim.holds for claim in equalities(text))
+
+
+@given(st.integers(0, 1000), st.sampled_from(["guess", "leaps", "steps", "checks"]))
+def test_every_way_of_writing_a_sum_is_right(seed, habit):
+    for item in problems(World(), 10, seed, (2, 5), set()):
+        text = worked(item, habit, random.Random(seed))
+        assert extract_answer(text) == item.answer
+        assert all(claim.holds for claim in equalities(text))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_is_a_config_that_its_stage_takes(arm):
+    assert ARMS[arm][0] in ("mcts", "flat")
+    build(SynthesizeConfig, {"trees": "unused", **ARMS[arm][1]})
+
+
+@pytest.mark.parametrize("tier", TIERS.values(), ids=TIERS)
+def test_a_tier_names_arms_that_there_are_and_settings_that_hold(tier):
+    assert set(tier.arms) <= set(ARMS)
+    FinetuneConfig(**tier.tuning)
+    EngineConfig(**tier.engine)
+    for key in ("A0_rejection", "A4_crps"):
+        assert tier.arms[key] == tuple(sorted(tier.arms[key]))
+
+
+def test_search_and_test_questions_of_the_small_tier_never_meet():
+    suites, pool = MICRO.material(3, 50)
+    asked = [item.question for suite in (*suites.values(), pool) for item in suite]
+    assert len(asked) == len(set(asked)) == 850
 
 
 def chain(number):

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jobs.studies.crps.tiers import Tier
 from raylm.config import build
 from raylm.crps.config import SynthesizeConfig
 from raylm.crps.forms import Forms
@@ -52,19 +53,17 @@ not. A7 keeps A0's chains of the problems that A4 has chains of.
 """
 
 
-def search(model: Path, problems: Sequence[Problem], strategy: str, tokens: int, seed: int) -> list[Tree]:
-    """One tree a problem, `tokens` generated tokens each, grown in this process."""
+def search(tier: Tier, model: Path, problems: Sequence[Problem], strategy: str, seed: int) -> list[Tree]:
+    """One tree a problem, the tier's tokens each, grown in this process."""
     config = build(
         ExploreConfig,
         {
             "problems": [{"name": "sums", "kind": "dataset", "path": "unused"}],
-            "engine": {
-                "kind": "transformers", "model": str(model), "context": 160, "dtype": "float32",
-                "max_in_flight": 128, "kv_cache_gib": 0.5,
-            },
+            "engine": {**tier.engine, "model": str(model)},
+            "prompt": tier.searched_with.model_dump(),
             "search": {
-                "strategy": strategy, "rounds": 1_000, "samples": 4, "temperature": 0.8, "max_tokens": 80,
-                "token_budget": tokens, "enough_good": 0, "easy_rounds": 0, "patience": 8,
+                **tier.search, "strategy": strategy, "rounds": 1_000, "token_budget": tier.tokens, "enough_good": 0,
+                "easy_rounds": 0, "patience": 8,
             },
             "seed": seed,
             "compute": {"cpus": 2},
@@ -88,12 +87,12 @@ async def _search(config: ExploreConfig, problems: Sequence[Problem]) -> list[Tr
     return list(trees)
 
 
-def chains(arm: str, trees: dict[str, list[Tree]], seed: int) -> list[Chain]:
+def chains(tier: Tier, arm: str, trees: dict[str, list[Tree]], seed: int) -> list[Chain]:
     """What an arm may train on: verified, free of faults and copies."""
     source, how = ARMS[arm]
-    found = asyncio.run(_chains(trees[source], {**how, "seed": seed}))
+    found = asyncio.run(_chains(trees[source], {**how, "prompt": tier.asked_with.model_dump(), "seed": seed}))
     if arm == "A7_rejection_same":
-        solved = {chain.problem_id for chain in chains("A4_crps", trees, seed)}
+        solved = {chain.problem_id for chain in chains(tier, "A4_crps", trees, seed)}
         found = [chain for chain in found if chain.problem_id in solved]
     return found
 
