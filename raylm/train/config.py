@@ -10,20 +10,88 @@ from raylm.config import Config, runtime
 
 
 class IsolationConfig(Config):
-    """Evolving parameter isolation (EPI) as implemented here; its constants are ours, not the paper's."""
+    """Evolving parameter isolation (EPI) as implemented here; its constants are ours, not the paper's.
+
+    Numbers of steps may be given as a share of all steps, below 1.
+    """
 
     enabled: bool = True
     """Off trains with the plain optimizer."""
     protect: float = Field(0.05, ge=0, le=1)
     """Share p of the parameters that is protected between two refreshes."""
-    refresh_every: int = Field(10, ge=1)
+    protect_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the share comes to `protect` from `protect_start`."""
+    protect_start: float = Field(0.0, ge=0, le=1)
+    """Share at the first mask, where the schedule is not constant."""
+    protect_ramp: float = Field(1.0, gt=0)
+    """Steps that the schedule takes from the first mask on; 1 is all that follow."""
+    refresh_every: float = Field(0.05, gt=0)
     """Optimizer steps K between two refreshes of the mask."""
-    warmup: int = Field(10, ge=0)
-    """Optimizer steps W before the first mask."""
+    refresh_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the interval comes from `refresh_every` to `refresh_end` until the last step."""
+    refresh_end: float = Field(0.05, gt=0)
+    """Interval at the last step, where the schedule is not constant."""
+    warmup: float = Field(0.05, ge=0)
+    """Optimizer steps W before the first mask, at least one."""
     beta: float = Field(0.99, ge=0, lt=1)
-    """Decay of the moving average of squared gradients."""
-    sample: int = Field(1_000_000, ge=1000)
-    """Scores that estimate the threshold of the top p; all of them when there are fewer."""
+    """Decay of the moving average of the scores."""
+    score: Literal["g2", "theta_g", "adam", "moved"] = "g2"
+    """Importance: moving averages of g^2 or of |theta g|, |m| / sqrt(v) of AdamW, or the distance from the start."""
+    normalise: Literal["mean", "max", "rank", "none"] = "mean"
+    """Within each tensor: by its mean or largest score, by rank (every tensor gives its own top p), or not at all."""
+    scope: Literal["pooled", "per_task"] = "pooled"
+    """One importance for all samples, or one a task; what is important for any task is protected then."""
+    choose: Literal["top", "bottom", "random"] = "top"
+    """Which share is protected; bottom and random are controls."""
+    source: Literal["evolving", "static", "file"] = "evolving"
+    """Masks made anew at every refresh, the first one kept, or the one of `mask_file` from the first step on."""
+    mask_file: str = runtime("")
+    """Mask that another run has written (isolation/mask.safetensors in its artefact)."""
+    mask: Literal["hard", "soft"] = "hard"
+    """Hard masks hold values bit for bit; soft ones shorten a step by alpha sigmoid((score - threshold) / T)."""
+    alpha: float = Field(1.0, ge=0, le=1)
+    """Of a soft mask: what the most important parameters lose of their steps."""
+    temperature: float = Field(1.0, gt=0)
+    """T of a soft mask, in units of the normalised score."""
+    granularity: Literal["element", "row", "tensor"] = "element"
+    """What is protected as a whole, by the mean of its normalised scores."""
+    hysteresis: int = Field(1, ge=1)
+    """Refreshes in a row at which a parameter must be below the threshold to be released."""
+    on_release: Literal["keep", "reset", "decay"] = "keep"
+    """First moment of a parameter that is released. The second stays: from 0 the next step would be far too long."""
+    release_decay: float = Field(0.1, ge=0, le=1)
+    """What `decay` leaves of the first moment."""
+    release_ramp: int = Field(0, ge=0)
+    """Steps over which a released parameter comes back to whole steps, at most until the next refresh."""
+    include: tuple[str, ...] = ()
+    """Patterns (*, ?) of the names of tensors that may be protected; none means all."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of the names of tensors that are never protected. They count in no share."""
+    sample: int = Field(0, ge=0)
+    """Scores, evenly spaced, that estimate the threshold; 0 finds it exactly."""
+    measure_noise: bool = False
+    """Also keep the importance of every second step, and log how far masks from disjoint batches overlap."""
+    seed: int = 0
+    """Of random masks."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> IsolationConfig:
+        for name in ("refresh_every", "refresh_end", "warmup"):
+            value = getattr(self, name)
+            if value >= 1 and value != int(value):
+                raise ValueError(f"{name}={value} is neither a number of steps nor a share below 1")
+        if (self.source == "file") != bool(self.mask_file):
+            raise ValueError("source=file and mask_file go together: give both or neither")
+        average = self.score in ("g2", "theta_g")
+        if self.scope == "per_task" and not (average and self.choose == "top"):
+            raise ValueError("scope=per_task needs a score by task: score=g2 or theta_g with choose=top")
+        if self.measure_noise and not (average and self.choose == "top" and self.scope == "pooled"):
+            raise ValueError("measure_noise needs score=g2 or theta_g with choose=top and scope=pooled")
+        if self.mask == "soft" and (self.normalise == "rank" or self.choose != "top" or self.granularity != "element"):
+            raise ValueError("mask=soft needs choose=top, granularity=element and normalise=mean, max or none")
+        if self.mask == "soft" and (self.scope == "per_task" or self.source == "file"):
+            raise ValueError("mask=soft needs scope=pooled and scores of its own")
+        return self
 
 
 class LoraConfig(Config):
@@ -56,7 +124,7 @@ class FinetuneConfig(Config):
     """Optimizer steps at most; 0 lets epochs decide."""
     batch_size: int = Field(16, ge=1)
     """Chains an optimizer step, over all workers and micro-steps."""
-    micro_batch: int = Field(4, ge=1)
+    micro_batch: int = runtime(4, ge=1)
     """Chains in one forward pass of one worker."""
     max_length: int = Field(1024, ge=8)
     """Longest chain with its prompt, in tokens. Longer ones are counted and left out, never cut."""
@@ -78,10 +146,10 @@ class FinetuneConfig(Config):
     """Largest gradient norm; 0 does not clip."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of forward and backward; optimizer states are float32."""
-    engine: Literal["deepspeed", "torch"] = "deepspeed"
-    """Who shards and steps: DeepSpeed ZeRO, or plain PyTorch (one worker)."""
-    zero: Literal[1, 2] = 2
-    """ZeRO stage: what the workers share out besides the data. Isolation is not there for stage 3 yet."""
+    engine: Literal["deepspeed", "torch"] = runtime("deepspeed")
+    """Who shards and steps: DeepSpeed ZeRO, or plain PyTorch (one worker). An interrupted run goes on with either."""
+    zero: Literal[1, 2, 3] = runtime(2)
+    """ZeRO stage: what the workers share out besides the data: optimizer states, gradients, weights."""
     isolation: IsolationConfig = IsolationConfig()
     """Which parameters stand still."""
     lora: LoraConfig | None = None
@@ -90,8 +158,8 @@ class FinetuneConfig(Config):
     """Recompute activations in the backward pass, to save memory."""
     seed: int = 0
     """Seed of the order of chains and of dropout."""
-    workers: int = Field(2, ge=1)
-    """Ray Train workers (data parallel); part of the identity because sums over ranks round differently."""
+    workers: int = runtime(2, ge=1)
+    """Ray Train workers (data parallel). An interrupted run goes on with any number: only sums round differently."""
     cpus_per_worker: float = runtime(1.0, gt=0)
     """CPU cores of a worker; its threads are capped to it."""
     gpus_per_worker: float = runtime(0.0, ge=0)

@@ -8,19 +8,46 @@ import torch
 from raylm.config import build
 from raylm.errors import UserError
 from raylm.llm import models
+from raylm.train import checkpoint
 from raylm.train.config import FinetuneConfig
-from raylm.train.worker import _load_weights, build_model
+from raylm.train.isolation.fragments import Fragments
+from raylm.train.worker import build_model, load_fragments
+
+
+def _fragments(named):
+    return Fragments(
+        {"name": name, "shape": tuple(value.shape), "offset": 0, "value": value.detach().reshape(-1).clone()}
+        for name, value in named
+    )
 
 
 def test_a_checkpoint_of_another_model_is_refused():
-    path = str(models.resolve("micro").path)
+    path, place = str(models.resolve("micro").path), Path("runs/ft/train/checkpoint_1")
     whole = build_model(path, FinetuneConfig())
     adapters = build_model(path, build(FinetuneConfig, {"lora": {"rank": 4}}))
-    saved = {name: param.detach() for name, param in whole.named_parameters()}
+    saved = {name: param + 1 for name, param in whole.named_parameters()}
     name = next(iter(saved))
-    _load_weights(whole, saved, Path("runs/ft/train/checkpoint_1"))
+    load_fragments(whole, _fragments(saved.items()), place)
+    assert all(torch.equal(param, saved[name]) for name, param in whole.named_parameters())
     for other in ({**saved, name: torch.zeros(3)}, {**saved, "more": torch.zeros(1)}, {name: saved[name]}):
         with pytest.raises(UserError, match=r"checkpoint_1: a checkpoint of another model .*remove runs/ft/train"):
-            _load_weights(whole, other, Path("runs/ft/train/checkpoint_1"))
+            load_fragments(whole, _fragments(other.items()), place)
     with pytest.raises(UserError, match="checkpoint of another model"):
-        _load_weights(adapters, saved, Path("runs/ft/train/checkpoint_1"))
+        load_fragments(adapters, _fragments(saved.items()), place)
+
+
+def test_only_whole_checkpoints_count(tmp_path):
+    for step in (1, 2, 3):
+        folder = tmp_path / f"checkpoint_{step}"
+        folder.mkdir()
+        for rank in range(2):
+            checkpoint.save(folder, rank, 2, {"step": step, "values": torch.arange(100) + rank})
+    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_3"
+    (tmp_path / "checkpoint_3" / "rank-1.pt").write_bytes(b"cut short")
+    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_2"
+    (tmp_path / "checkpoint_2" / "rank-1.json").unlink()
+    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_1"
+    states = checkpoint.load(tmp_path / "checkpoint_1")
+    assert [int(state["values"][0]) for state in states] == [0, 1]
+    (tmp_path / "checkpoint_1" / "rank-0.json").write_text("{")
+    assert checkpoint.newest(tmp_path) is None

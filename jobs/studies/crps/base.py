@@ -22,8 +22,8 @@ from raylm.llm import micro, models
 from raylm.records import Problem
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import Plan, encode
-from raylm.train.loop import TorchEngine
-from raylm.train.worker import Trainer
+from raylm.train.engines import TorchEngine
+from raylm.train.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,8 @@ def train(model: Any, tokenizer: Any, data: list[dict[str, Any]], config: Finetu
     """Train in place with the trainer's own steps; the mean loss of the last tenth."""
     samples = encode(data, tokenizer, config)
     plan = Plan(len(samples), config)
-    trainer = Trainer(config, TorchEngine(model, config), samples, plan, tokenizer.pad_token_id, ranks=(0, 1))
+    engine = TorchEngine(model, config, plan.steps)
+    trainer = Trainer(config, engine, samples, plan, tokenizer.pad_token_id, ranks=(0, 1))
     losses = []
     for step in range(plan.steps):
         losses.append(trainer.step(step)["loss"])
