@@ -130,7 +130,8 @@ def collect(engine: Engine) -> list[Fragment]:
         for segment in segments:
             window = slice(segment.start, segment.start + segment.length)
             found.append({
-                "name": segment.name, "shape": segment.shape, "offset": segment.offset, "value": flat.detach().view(-1)[window],
+                "name": segment.name, "shape": segment.shape, "offset": segment.offset,
+                "value": flat.detach().view(-1)[window],
                 "exp_avg": state["exp_avg"].view(-1)[window], "exp_avg_sq": state["exp_avg_sq"].view(-1)[window],
             })  # fmt: skip
     return found

@@ -1,15 +1,23 @@
-"""ZeRO on two gloo processes: exact isolation on partitions, and the same training as plain PyTorch."""
+"""ZeRO on two gloo processes: exact isolation on partitions, the training of plain PyTorch, and other divisions."""
 
-import os
-import socket
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
+from zero import on_two
+
 from raylm.llm import models
+from raylm.train import checkpoint
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import Plan, encode
-from raylm.train.worker import Trainer, build_model
+from raylm.train.engines import collect, make_engine, restore
+from raylm.train.isolation import bits, save_mask
+from raylm.train.isolation.fragments import Fragments
+from raylm.train.trainer import Trainer
+from raylm.train.worker import build_model, load_fragments
 
 STEPS = 6
 ROWS = [
@@ -22,95 +30,177 @@ ROWS = [
     }
     for number in range(12)
 ]
+ISOLATION = {"protect": 0.2, "warmup": 2, "refresh_every": 2}
 
 
-def _config(**changes):
-    isolation = {"protect": 0.2, "warmup": 2, "refresh_every": 2}
-    return FinetuneConfig(
-        **{"batch_size": 4, "micro_batch": 1, "lr": 1e-2, "weight_decay": 0.1, "isolation": isolation, **changes}
-    )
+def configured(**changes):
+    base = {"batch_size": 4, "micro_batch": 1, "lr": 1e-2, "weight_decay": 0.1, "max_steps": STEPS, "epochs": 9}
+    isolation = {**ISOLATION, **changes.pop("isolation", {})}
+    return FinetuneConfig(**{**base, "isolation": isolation, **changes})
 
 
-def _train(config, rank=0, world=1):
-    """Train a few steps; checks after each that what was protected has not moved.
+class Run:
+    """A run of a few steps that checks after each that what was protected has not moved."""
 
-    Returns the weights, the mask rows and the gradient norms.
-    """
-    from raylm.train.loop import make_engine
+    def __init__(self, config, rank=0, world=1, saved=None):
+        path = models.resolve("micro").path
+        tokenizer = models.load_tokenizer(path)
+        samples = encode(ROWS, tokenizer, config)
+        plan = Plan(len(samples), config)
+        model = build_model(str(path), config)
+        states = checkpoint.load(saved) if saved else []
+        fragments = Fragments(fragment for state in states for fragment in state["fragments"])
+        if saved:
+            load_fragments(model, fragments, saved)
+        self.engine = make_engine(model, config, world, plan.steps)
+        self.isolation = self.engine.optimizer.isolation
+        self.first = 0
+        if saved:
+            self.first = states[0]["step"]
+            restore(self.engine, fragments, self.first)
+            if self.isolation is not None:
+                self.isolation.load_state_dict([state["isolation"] for state in states])
+        self.trainer = Trainer(config, self.engine, samples, plan, 0, ranks=(rank, world))
+        self.rank, self.world = rank, world
+        self.norms, self.held = [], 0
 
-    path = models.resolve("micro").path
-    tokenizer = models.load_tokenizer(path)
-    samples = encode(ROWS, tokenizer, config)
-    model = build_model(str(path), config)
-    engine = make_engine(model, config, world)
-    trainer = Trainer(config, engine, samples, Plan(len(samples), config), 0, ranks=(rank, world))
-    isolation, rows, norms, held = engine.optimizer.isolation, [], [], 0
-    for step in range(STEPS):
-        before = [param.detach().clone().view(-1) for param in engine.flat_parameters()]
-        masks = [part.mask for part in isolation._parts] if isolation else []
-        norms.append(trainer.step(step)["grad_norm"])
-        for old, param, mask in zip(before, engine.flat_parameters(), masks, strict=False):
-            if mask is not None:
-                held += int(mask.sum())
-                assert torch.equal(param.detach().view(-1)[mask], old[mask])
-                assert not torch.equal(param.detach().view(-1)[~mask], old[~mask])
-        if isolation and isolation.due(step + 1):
-            rows.append(isolation.refresh(step + 1))
-    assert bool(held) == bool(isolation and config.isolation.protect)
-    return {name: param.detach().float().cpu() for name, param in engine.model.named_parameters()}, rows, norms
+    def masks(self):
+        if self.isolation is None:
+            return []
+        return [(part, bits.unpack(part.bits, part.length)) for part in self.isolation.parts if part.bits is not None]
+
+    def train(self, last=STEPS):
+        for step in range(self.first, last):
+            before = [(part, mask, part.values.clone()) for part, mask in self.masks()]
+            self.norms.append(self.trainer.step(step)["grad_norm"])
+            for part, mask, old in before:
+                self.held += int(mask.sum())
+                assert torch.equal(part.values[mask], old[mask])
+            if before:
+                moved = sum(int((part.values[~mask] != old[~mask]).sum()) for part, mask, old in before)
+                assert moved > 0.9 * sum(int((~mask).sum()) for _, mask, _ in before)
+        self.first = last
+        return self
+
+    def save(self, folder):
+        folder.mkdir(exist_ok=True)
+        isolation = self.isolation.state_dict() if self.isolation else None
+        state = {"step": self.first, "fragments": collect(self.engine), "isolation": isolation}
+        checkpoint.save(folder, self.rank, self.world, state)
+
+    def facts(self):
+        """Plain facts, equal on all ranks but for the weights, which rank 0 has."""
+        weights = {name: value.float().cpu().clone() for name, value in self.engine.weights().items()}
+        rows = self.isolation.log if self.isolation else []
+        return {"weights": weights, "rows": rows, "norms": self.norms, "held": self.held}
 
 
-def _process(rank, port, changes, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    weights, rows, norms = _train(_config(**changes), rank, 2)
-    torch.save({"weights": weights, "rows": rows, "norms": norms}, f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+def train(rank, world, changes, folder=None):
+    run = Run(configured(**changes), rank, world).train()
+    if folder:
+        save_mask(run.isolation, Path(folder) / "mask.safetensors")
+    return run.facts()
 
 
-def _on_two(tmp_path, **changes):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (port, changes, str(tmp_path)), nprocs=2)
-    return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+def train_half(rank, world, changes, folder):
+    run = Run(configured(**changes), rank, world).train(3)
+    run.save(Path(folder))
+    return run.train().facts()
 
 
-@pytest.mark.parametrize("zero", [1, 2])
-def test_two_partitions_train_like_one_process_and_hold_what_is_protected(tmp_path, zero):
-    ranks = _on_two(tmp_path, zero=zero)
-    alone, rows, norms = _train(_config(engine="torch", workers=1))
-    assert ranks[0]["norms"] == ranks[1]["norms"]
-    assert ranks[0]["norms"][0] == pytest.approx(norms[0], rel=1e-4)  # before clipping, which nobody does for us
-    assert [row["entered"] for row in ranks[0]["rows"]] == [row["entered"] for row in ranks[1]["rows"]]
-    for name, weight in alone.items():
-        assert torch.equal(ranks[0]["weights"][name], ranks[1]["weights"][name])
-        # Sums over ranks round differently; Adam divides such noise by itself where gradients are tiny.
-        assert (ranks[0]["weights"][name] - weight).abs().mean() < 1e-3
-    for mine, other in zip(ranks[0]["rows"], rows, strict=True):
+def resume(rank, world, changes, folder):
+    return Run(configured(**changes), rank, world, Path(folder)).train().facts()
+
+
+def alike(ours, theirs, tolerance=1e-3):
+    """Weights of two runs whose sums round differently; Adam divises such noise by itself where gradients are tiny."""
+    assert set(ours["weights"]) == set(theirs["weights"])
+    for name, weight in theirs["weights"].items():
+        assert (ours["weights"][name] - weight).abs().mean() < tolerance, name
+    for mine, other in zip(ours["rows"], theirs["rows"], strict=True):
         assert mine["parameters"] == other["parameters"]
-        assert mine["density"] == pytest.approx(0.2, abs=1e-3)
-        assert other["density"] == pytest.approx(0.2, abs=1e-3)
+        assert mine["density"] == pytest.approx(other["density"], abs=1e-4)
 
 
-def test_adapters_train_alone_and_are_isolated(tmp_path):
-    ranks = _on_two(tmp_path, zero=2, lora={"rank": 4, "alpha": 8})
-    names = [name for name in ranks[0]["weights"] if "lora" in name]
-    start = dict(build_model(str(models.resolve("micro").path), _config()).named_parameters())
-    assert names
-    for name, weight in ranks[0]["weights"].items():
-        base = name.removeprefix("base_model.model.").replace(".base_layer", "")
-        if base in start:
-            assert torch.equal(weight, start[base])
-    assert ranks[0]["rows"][0]["parameters"] == sum(ranks[0]["weights"][name].numel() for name in names)
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_two_partitions_train_like_one_process_and_hold_what_is_protected(tmp_path, zero):
+    ranks = on_two(tmp_path, train, {"zero": zero}, str(tmp_path))
+    alone = Run(configured(engine="torch", workers=1)).train()
+    facts = alone.facts()
+    assert all(rank["held"] for rank in ranks)
+    assert ranks[0]["norms"] == ranks[1]["norms"]
+    assert ranks[0]["norms"][0] == pytest.approx(facts["norms"][0], rel=1e-4)  # before clipping, which is ours to do
+    assert ranks[0]["rows"] == ranks[1]["rows"]
+    assert [row["density"] for row in ranks[0]["rows"]] == pytest.approx([0.2, 0.2], abs=1e-4)
+    alike(ranks[0], facts)
+    # The file that both ranks wrote is one mask of the whole model, near that of the run on one process.
+    isolation = {"source": "file", "mask_file": str(tmp_path / "mask.safetensors")}
+    run = Run(configured(engine="torch", workers=1, isolation=isolation))
+    both = sum(int((a & b).sum()) for (_, a), (_, b) in zip(alone.masks(), run.masks(), strict=True))
+    assert both > 0.95 * sum(int(mask.sum()) for _, mask in alone.masks())
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_without_protection_a_run_is_that_of_the_plain_optimizer_bit_for_bit(tmp_path, zero):
+    none = on_two(tmp_path, train, {"zero": zero, "isolation": {"protect": 0.0}})
+    off = on_two(tmp_path, train, {"zero": zero, "isolation": {"enabled": False}})
+    assert none[0]["norms"] == off[0]["norms"]
+    for name, weight in off[0]["weights"].items():
+        assert torch.equal(none[0]["weights"][name], weight)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_at_any_stage_and_on_one(tmp_path):
+    saved = tmp_path / "checkpoint"
+    whole = on_two(tmp_path, train_half, {"zero": 2}, str(saved))[0]
+    assert checkpoint.step_of(saved) == 3
+    again = on_two(tmp_path, resume, {"zero": 2}, str(saved))[0]
+    assert again["rows"] == whole["rows"]
+    for name, weight in whole["weights"].items():
+        assert torch.equal(again["weights"][name], weight)
+    for changes in ({"zero": 3}, {"zero": 1}):
+        alike(on_two(tmp_path, resume, changes, str(saved))[0], whole)
+    alike(Run(configured(engine="torch", workers=1), saved=saved).train().facts(), whole)
+
+
+def test_a_checkpoint_of_stage_3_goes_on_bit_for_bit_and_at_stage_2(tmp_path):
+    saved = tmp_path / "checkpoint"
+    whole = on_two(tmp_path, train_half, {"zero": 3}, str(saved))[0]
+    again = on_two(tmp_path, resume, {"zero": 3}, str(saved))[0]
+    assert again["rows"] == whole["rows"]
+    for name, weight in whole["weights"].items():
+        assert torch.equal(again["weights"][name], weight)
+    alike(on_two(tmp_path, resume, {"zero": 2}, str(saved))[0], whole)
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_half_precision_keeps_protected_master_weights_and_resumes(tmp_path, zero):
+    saved, changes = tmp_path / "checkpoint", {"zero": zero, "precision": "bfloat16"}
+    whole = on_two(tmp_path, train_half, changes, str(saved))[0]
+    again = on_two(tmp_path, resume, changes, str(saved))[0]
+    assert whole["held"]
+    assert again["rows"] == whole["rows"]
+    for name, weight in whole["weights"].items():
+        assert torch.equal(again["weights"][name], weight)
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_adapters_train_alone_and_are_isolated(tmp_path, zero):
+    ranks = on_two(tmp_path, train, {"zero": zero, "lora": {"rank": 4, "alpha": 8}})
+    assert ranks[0]["weights"]
+    assert all("lora" in name for name in ranks[0]["weights"])
+    assert ranks[0]["rows"][0]["parameters"] == sum(weight.numel() for weight in ranks[0]["weights"].values())
+    alone = Run(configured(engine="torch", workers=1, lora={"rank": 4, "alpha": 8}))
+    start = {name: param.detach().clone() for name, param in alone.engine.model.named_parameters()}
+    alone.train()
+    for name, param in alone.engine.model.named_parameters():
+        assert "lora" in name or torch.equal(param, start[name])
 
 
 def test_micro_batches_do_not_change_the_gradient():
     """The loss is a mean over the global batch's label tokens, however it is cut."""
-    off = {"enabled": False}
-    whole, *_ = _train(_config(engine="torch", workers=1, micro_batch=4, isolation=off, lr=1e-4))
-    split, *_ = _train(_config(engine="torch", workers=1, micro_batch=1, isolation=off, lr=1e-4))
-    for name, weight in whole.items():
-        assert (weight - split[name]).abs().max() < 1e-5
+    found = []
+    for micro in (4, 1):
+        changes = {"engine": "torch", "workers": 1, "micro_batch": micro, "isolation": {"enabled": False}, "lr": 1e-4}
+        found.append(Run(configured(**changes)).train().facts()["weights"])
+    for name, weight in found[0].items():
+        assert (weight - found[1][name]).abs().max() < 1e-5

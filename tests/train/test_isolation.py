@@ -135,7 +135,10 @@ def test_a_hooked_optimizer_does_the_same_bit_for_bit(changes):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.floats(0.02, 0.9), st.integers(0, 3), st.sampled_from(["mean", "max", "none"]), st.sampled_from(["top", "bottom"])
+    st.floats(0.02, 0.9),
+    st.integers(0, 3),
+    st.sampled_from(["mean", "max", "none"]),
+    st.sampled_from(["top", "bottom"]),
 )
 def test_a_mask_holds_the_share_it_should(protect, seed, normalise, choose):
     params = make_params(seed)
@@ -365,7 +368,10 @@ def test_schedules_of_share_and_interval():
     [
         ({"warmup": 40}, "isolation.warmup=40: the first mask would come at the end of a run of 40 steps"),
         ({"refresh_every": 50}, "isolation.refresh_every=50 is more than the run's 40 steps"),
-        ({"include": ("layers.*",)}, r"isolation.include: no trainable tensor is called 'layers.\*'; names are like t0"),
+        (
+            {"include": ("layers.*",)},
+            r"isolation.include: no trainable tensor is called 'layers.\*'; names are like t0",
+        ),
         ({"exclude": ("t9",)}, "isolation.exclude: no trainable tensor is called 't9'"),
         ({"exclude": ("t*",)}, "leave no tensor to protect"),
         ({"source": "file", "mask_file": "nowhere.safetensors"}, "nowhere.safetensors: no such file"),

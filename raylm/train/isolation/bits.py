@@ -14,8 +14,8 @@ _LOW = (1 << 31) - 1
 
 def pack(mask: torch.Tensor) -> torch.Tensor:
     """Bytes that hold a boolean mask (n,) in (ceil(n / 8),) uint8, the first element in the lowest bit."""
-    padding = -mask.numel() % 8
-    whole = torch.cat([mask, mask.new_zeros(padding)]) if padding else mask.contiguous()
+    padding, aligned = -mask.numel() % 8, mask.is_contiguous() and mask.storage_offset() % 8 == 0
+    whole = mask if aligned and not padding else torch.cat([mask, mask.new_zeros(padding)])
     return ((whole.view(torch.uint8).view(torch.int64) * _GATHER) >> 56).to(torch.uint8)
 
 
