@@ -63,6 +63,19 @@ def read_chains(path: str) -> tuple[list[dict[str, Any]], str]:
     return rows, digest
 
 
+def file_digest(path: str) -> str:
+    """Of a file's content, for the inputs of a manifest.
+
+    Raises:
+        UserError: no such file.
+    """
+    folder, _, name = path.rpartition("/")
+    store = Store(folder or ".")
+    if not store.exists(name):
+        raise UserError(f"{path}: no such file")
+    return hashlib.sha256(store.read_bytes(name)).hexdigest()[:16]
+
+
 def encode(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig) -> list[Sample]:
     """Samples with labels on the response and its stop token. Overlong rows are left out and counted by the caller.
 

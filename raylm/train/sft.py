@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from raylm.llm import models
 from raylm.progress import Progress
 from raylm.storage import Manifest, StageRun, Store
 from raylm.train.config import FinetuneConfig
-from raylm.train.data import Plan, encode, read_chains
+from raylm.train.data import Plan, encode, file_digest, read_chains
 from raylm.units import ensure_ray
 
 
@@ -28,16 +29,40 @@ def run(config: FinetuneConfig) -> Manifest:
 
     rows, digest = read_chains(config.chains)
     directory = models.resolve(config.model, config.revision, config.trust_remote_code)
-    stage = StageRun("finetune", config, config.out, {"chains": digest, "model": directory.ref.revision})
+    inputs = {"chains": digest, "model": directory.ref.revision}
+    if config.isolation.mask_file:
+        inputs["mask"] = file_digest(config.isolation.mask_file)
+    stage = StageRun("finetune", config, config.out, inputs)
     if stage.finished is None:
         tokenizer = models.load_tokenizer(directory.path, config.trust_remote_code)
         samples = encode(rows, tokenizer, config)
         plan = Plan(len(samples), config)
+        check_isolation(config, directory.path, plan.steps)
         seconds = _train(config, stage, str(directory.path), plan.steps)
         _finish(stage, config, directory, len(rows) - len(samples), seconds)
     report.for_stage("finetune", stage.store)
     assert stage.finished is not None
     return stage.finished
+
+
+def check_isolation(config: FinetuneConfig, model: Path, steps: int) -> None:
+    """Refuse isolation that does not fit the model or the run, before anything is started.
+
+    Raises:
+        UserError: the run is too short for its masks, a pattern fits no tensor, or the mask file is of another model.
+    """
+    if not config.isolation.enabled:
+        return
+    from raylm.train.isolation.parts import chosen, whole
+    from raylm.train.isolation.schedule import Schedule
+    from raylm.train.isolation.state import check_mask
+    from raylm.train.model import skeleton
+
+    Schedule(config.isolation, steps)
+    segments = [segment for _, held in whole(skeleton(model, config)) for segment in held]
+    shapes = chosen(segments, config.isolation.include, config.isolation.exclude)
+    if config.isolation.source == "file":
+        check_mask(config.isolation.mask_file, shapes)
 
 
 def _train(config: FinetuneConfig, stage: StageRun, model_path: str, steps: int) -> float:
@@ -51,7 +76,13 @@ def _train(config: FinetuneConfig, stage: StageRun, model_path: str, steps: int)
     ensure_ray()
     root = stage.store.place
     # Ray Train's workers have working directories of their own.
-    absolute = {"chains": Store(config.chains).place, "step_log": config.step_log and os.path.abspath(config.step_log)}
+    mask = config.isolation.mask_file
+    isolation = config.isolation.model_dump(mode="json") | {"mask_file": mask and os.path.abspath(mask)}
+    absolute = {
+        "isolation": isolation,
+        "chains": Store(config.chains).place,
+        "step_log": config.step_log and os.path.abspath(config.step_log),
+    }
     plain = config.model_dump(mode="json") | absolute
     sink = ray.remote(num_cpus=0)(_Sink).remote()
     trainer = TorchTrainer(
@@ -131,12 +162,7 @@ def _finish(stage: StageRun, config: FinetuneConfig, directory: models.ModelDir,
     log = store.read_json("log.json")
     store.write_table("data/steps.parquet", pa.Table.from_pylist(log["steps"]))
     if log["masks"]:
-        rows = [{**row, "layers_json": json.dumps(row["layers"])} for row in log["masks"]]
-        table = pa.Table.from_pylist([{key: row[key] for key in row if key != "layers"} for row in rows])
-        for name in ("jaccard_previous", "jaccard_first"):
-            at = table.column_names.index(name)
-            table = table.set_column(at, name, table.column(name).cast(pa.float64()))
-        store.write_table("data/isolation.parquet", table)
+        store.write_table("data/isolation.parquet", _mask_table(log["masks"]))
     tokens = sum(row["total_tokens"] for row in log["steps"])
     store.remove("train")
     stage.finish(
@@ -152,6 +178,16 @@ def _finish(stage: StageRun, config: FinetuneConfig, directory: models.ModelDir,
             "padding_share": log["padding_share"],
             "export_largest_logit_difference": log["export_largest_logit_difference"],
         },
-        folders=("data", "model"),
+        folders=("data", "model", "isolation"),
     )
     store.remove("log.json")
+
+
+def _mask_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """A row a refresh; the densities of the tensors as JSON."""
+    plain = [{**row, "layers_json": json.dumps(row["layers"])} for row in rows]
+    table = pa.Table.from_pylist([{key: row[key] for key in row if key != "layers"} for row in plain])
+    for name in ("jaccard_previous", "jaccard_first"):  # None at the first mask, and there may be no second
+        at = table.column_names.index(name)
+        table = table.set_column(at, name, table.column(name).cast(pa.float64()))
+    return table

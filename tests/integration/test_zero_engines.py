@@ -16,8 +16,8 @@ from raylm.train.data import Plan, encode
 from raylm.train.engines import collect, make_engine, restore
 from raylm.train.isolation import bits, save_mask
 from raylm.train.isolation.fragments import Fragments
+from raylm.train.model import build_model, load_fragments
 from raylm.train.trainer import Trainer
-from raylm.train.worker import build_model, load_fragments
 
 STEPS = 6
 ROWS = [

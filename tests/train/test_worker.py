@@ -11,7 +11,7 @@ from raylm.llm import models
 from raylm.train import checkpoint
 from raylm.train.config import FinetuneConfig
 from raylm.train.isolation.fragments import Fragments
-from raylm.train.worker import build_model, load_fragments
+from raylm.train.model import build_model, load_fragments
 
 
 def _fragments(named):

@@ -35,7 +35,7 @@ from raylm.storage import Store
 from raylm.tasks.config import VerifierConfig
 from raylm.tasks.verify import VerifierPool
 from raylm.train.config import FinetuneConfig
-from raylm.train.worker import build_model
+from raylm.train.model import build_model
 
 DIFFERENCES = {
     "crps_minus_rejection": ("A4_crps", "A0_rejection"),
