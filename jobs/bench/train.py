@@ -28,8 +28,9 @@ from raylm.config import build
 from raylm.llm import models
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import Plan, Sample, collate, deal, encode, read_chains
-from raylm.train.loop import TorchEngine, make_engine
-from raylm.train.worker import Trainer, build_model
+from raylm.train.engines import TorchEngine, make_engine
+from raylm.train.model import build_model
+from raylm.train.trainer import Trainer
 
 WARM = 2
 """Steps before the clock starts: allocators and caches are cold."""
@@ -73,16 +74,13 @@ def ours(bench: Bench, **changes: Any) -> float:
     """Seconds of raylm's trainer."""
     config = bench.configured(**changes)
     model = build_model(bench.model, config)
-    engine = make_engine(model, config, 1)
+    engine = make_engine(model, config, 1, bench.plan.steps)
     trainer = Trainer(config, engine, bench.samples, bench.plan, bench.tokenizer.pad_token_id or 0, ranks=(0, 1))
-    isolation = engine.optimizer.isolation
     start = 0.0
     for step in range(WARM + bench.steps):
         if step == WARM:
             start = time.monotonic()
         trainer.step(step)
-        if isolation is not None and isolation.due(step + 1):
-            isolation.refresh(step + 1)
     return time.monotonic() - start
 
 
@@ -219,13 +217,12 @@ def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str,
 def _bytes_per_parameter(bench: Bench) -> float:
     """What isolation keeps beside the optimizer's moments."""
     config = bench.configured(isolation={"warmup": 0, "refresh_every": 1})
-    engine = TorchEngine(build_model(bench.model, config), config)
+    engine = TorchEngine(build_model(bench.model, config), config, bench.plan.steps)
     Trainer(config, engine, bench.samples, bench.plan, 0, ranks=(0, 1)).step(0)
     isolation = engine.optimizer.isolation
     assert isolation is not None
-    isolation.refresh(1)
-    count = sum(param.numel() for param in engine.flat_parameters())
-    return isolation.bytes() / count
+    found = isolation.bytes()
+    return (found["importance"] + found["mask"]) / sum(param.numel() for param, _ in engine.held)
 
 
 def _sums(count: int) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ class DeepSpeedEngine:
         """The trainable weights by name, whole on rank 0 and empty on the others; all ranks together."""
         named = [(name, param) for name, param in self.model.named_parameters() if param.requires_grad]
         if self.zero < 3:
-            return {name: param.detach() for name, param in named}
+            return {name: param.detach() for name, param in named} if torch.distributed.get_rank() == 0 else {}
         import deepspeed
 
         found = {}

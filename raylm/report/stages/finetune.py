@@ -113,6 +113,14 @@ def _mask_plots(masks: dict[str, list[Any]], share: float) -> list[Markup]:
         "with the previous": (at, masks["jaccard_previous"]),
         "with the first": (at, masks["jaccard_first"]),
     }
+    note = ""
+    if "noise_ceiling" in masks:
+        overlap["even and odd steps now"] = (at, masks["noise_ceiling"])
+        overlap["odd steps now, even at first"] = (at, masks["halves_first"])
+        note = (
+            "Masks of the even and of the odd steps differ by noise alone: how far the last line lies below them is "
+            "how far importance has moved."
+        )
     return [
         figure(
             figures.lines(
@@ -122,7 +130,8 @@ def _mask_plots(masks: dict[str, list[Any]], share: float) -> list[Markup]:
                 y="Jaccard index",
                 limits=(-0.02, 1.02),
                 level=(random_overlap(share), "random masks"),
-            )
+            ),
+            note,
         ),
         figure(
             figures.lines(
