@@ -136,7 +136,8 @@ class Candidates:
     def _alone(self, good: Sequence[pairs.Path], counts: Counts) -> Sequence[pairs.Path]:
         """Paths that become chains as they are."""
         if self.config.method in ("rejection", "best_path"):
-            return good if self.config.method == "rejection" else good[:1]
+            fine = [path for path in good if self.forms is None or not self.forms.poor(path)]
+            return fine if self.config.method == "rejection" else fine[:1]
         lone = good[:1] if self.config.without_pair == "best_path" and self.config.method != "correction" else []
         counts["lone_paths"] += len(lone)
         counts["valid_critiques"] += len(lone)

@@ -27,7 +27,8 @@ class PairConfig(Config):
     """Which correct path is the best one: the shortest (released code), the one with the highest mean value of its
     steps, or the one whose form wins most often against wrong paths of the same question, over all trees (ours)."""
     keep: float = Field(1.0, gt=0, le=1)
-    """With anchor best_form, the share of solved problems that are kept, those whose anchors have the best form."""
+    """With anchor best_form, the share of solved problems that are kept, those whose anchors have the best form. Where
+    all correct paths become chains (rejection), those with a worse form are left out as well."""
 
     @model_validator(mode="after")
     def _keep_needs_forms(self) -> PairConfig:

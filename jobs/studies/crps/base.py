@@ -10,16 +10,21 @@ from __future__ import annotations
 import random
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from raylm.crps.synthesize import JOINTS
 from raylm.llm import micro, models
+from raylm.llm.chat import prompt_ids
 from raylm.records import Problem
+from raylm.tasks.answers import extract_answer
+from raylm.tasks.config import PromptConfig
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import Plan, encode
 from raylm.train.engines import TorchEngine
@@ -36,7 +41,11 @@ class World:
     largest: int = 9
     hidden: int = 96
     layers: int = 4
-    steps: int = 700
+    steps: int = 1_500
+    """Of pretraining, at most."""
+    until: float = 0.35
+    """Accuracy on sums of their own at which pretraining ends: half-trained models differ less from seed to seed by
+    what they can do than by how long they have been trained."""
     batch: int = 64
     lr: float = 3e-3
     habits: tuple[tuple[str, float], ...] = (("guess", 0.2), ("leaps", 0.4), ("steps", 0.3), ("checks", 0.1))
@@ -92,8 +101,17 @@ def rows(items: list[tuple[str, str]]) -> list[dict[str, Any]]:
     ]
 
 
-def train(model: Any, tokenizer: Any, data: list[dict[str, Any]], config: FinetuneConfig, note: str = "") -> float:
-    """Train in place with the trainer's own steps; the mean loss of the last tenth."""
+def train(
+    model: Any,
+    tokenizer: Any,
+    data: list[dict[str, Any]],
+    config: FinetuneConfig,
+    enough: Callable[[int, float], bool] | None = None,
+) -> float:
+    """Train in place with the trainer's own steps; the mean loss of the last tenth.
+
+    `enough(steps done, loss)` may end the training early.
+    """
     samples = encode(data, tokenizer, config)
     plan = Plan(len(samples), config)
     engine = TorchEngine(model, config, plan.steps)
@@ -101,10 +119,25 @@ def train(model: Any, tokenizer: Any, data: list[dict[str, Any]], config: Finetu
     losses = []
     for step in range(plan.steps):
         losses.append(trainer.step(step)["loss"])
-        if note and (step + 1) % 100 == 0:
-            print(f"{note}: step {step + 1} of {plan.steps}, loss {losses[-1]:.3f}", file=sys.stderr, flush=True)
+        if enough is not None and enough(step + 1, losses[-1]):
+            break
     tail = losses[-max(1, len(losses) // 10) :]
     return sum(tail) / len(tail)
+
+
+@torch.no_grad()
+def accuracy(model: Any, tokenizer: Any, items: Sequence[Problem]) -> float:
+    """Share of the problems that the model answers correctly, greedily."""
+    prompts = [prompt_ids(tokenizer, PromptConfig().messages(item.question)) for item in items]
+    width = max(map(len, prompts))
+    padding = tokenizer.pad_token_id
+    ids = torch.tensor([[padding] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    model.eval()
+    written = model.generate(ids, attention_mask=mask, max_new_tokens=80, do_sample=False, pad_token_id=padding)
+    model.train()
+    texts = tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+    return sum(extract_answer(text) == item.answer for text, item in zip(texts, items, strict=True)) / len(items)
 
 
 def pretrain(world: World, path: Path, seed: int, avoid: set[str]) -> None:
@@ -123,13 +156,24 @@ def pretrain(world: World, path: Path, seed: int, avoid: set[str]) -> None:
     model = LlamaForCausalLM(settings).float()
     draw = random.Random(seed)
     names, weights = zip(*world.habits, strict=True)
-    own = problems(world, world.pretraining, 1_000 + seed, (2, world.longer[1]), set(avoid))
+    avoid = set(avoid)
+    probe = problems(world, 200, 2_000 + seed, world.terms, avoid)
+    own = problems(world, world.pretraining, 1_000 + seed, (2, world.longer[1]), avoid)
     config = FinetuneConfig(
         epochs=1e9, max_steps=world.steps, batch_size=world.batch, micro_batch=world.batch, lr=world.lr, workers=1,
-        engine="torch", beta2=0.98, weight_decay=0.1, seed=seed, isolation={"enabled": False},
+        engine="torch", beta2=0.98, weight_decay=0.1, seed=seed, schedule="constant", isolation={"enabled": False},
     )  # fmt: skip
     texts = [(item.question, worked(item, draw.choices(names, weights)[0], draw)) for item in own]
-    train(model, tokenizer, rows(texts), config, "pretraining")
-    model.save_pretrained(partial)
+    mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.98))  # single steps come and go by ten points
+
+    def enough(step: int, loss: float) -> bool:
+        mean.update_parameters(model)
+        found = accuracy(mean.module, tokenizer, probe) if step % 25 == 0 else 0.0
+        if step % 25 == 0:
+            print(f"pretraining: step {step}, loss {loss:.3f}, {found:.1%} right", file=sys.stderr, flush=True)
+        return found >= world.until
+
+    train(model, tokenizer, rows(texts), config, enough)
+    mean.module.save_pretrained(partial)
     models.check(partial)
     partial.rename(path)

@@ -46,6 +46,7 @@ DIFFERENCES = {
     "crps_minus_released": ("A4_crps", "A4_released"),
     "crps_minus_random_pairs": ("A4_crps", "A6_random_pairs"),
     "crps_minus_form_without_search": ("A4_crps", "A0_best_form"),
+    "form_minus_rejection": ("A0_keep_form", "A0_rejection"),
     "crps_minus_corrections": ("A4_crps", "correction"),
     "keep_minus_crps": ("A4_keep", "A4_crps"),
     "check_minus_crps": ("A4_check", "A4_crps"),
@@ -111,7 +112,7 @@ def _parts(
         if size <= len(pool):
             yield "n", size, subset(pool, size, seed)
     total = sum(tree.generated_tokens for tree in trees)
-    if arm in (analysis.REFERENCE, "A4_crps"):
+    if arm in (analysis.REFERENCE, "A0_keep_form", "A4_crps", "A4_keep"):
         for share in tier.shares:
             yield "share", round(1000 * share), within_tokens(pool, trees, int(total * share))
 

@@ -49,7 +49,7 @@ FEW = (64, 256)
 """Sizes of the arms that only say which part of A4 makes the difference."""
 MANY = (64, 128, 256, 512)
 PARTS = (
-    "A1_best_value", "A3_good_only", "A4_fewest_steps", "A4_released", "A4_keep", "A4_check", "A4_full", "A5_shuffled",
+    "A1_best_value", "A3_good_only", "A4_fewest_steps", "A4_released", "A4_check", "A4_full", "A5_shuffled",
     "A6_random_pairs", "A6_hard_only", "A6_soft_only", "A7_rejection_same", "correction",
 )  # fmt: skip
 
@@ -73,11 +73,11 @@ def _pretrained(out: Path, seed: int) -> Path:
 
 MICRO = Tier(
     name="crps",
-    count=2_000,
+    count=1_000,
     tokens=240,
     arms={
-        "A0_rejection": (32, *MANY, 1024, 2048, 4096),
-        **dict.fromkeys(("A0_best_form", "A1_best_path", "A4_crps"), MANY),
+        "A0_rejection": (32, *MANY, 1024),
+        **dict.fromkeys(("A0_best_form", "A0_keep_form", "A1_best_path", "A4_crps", "A4_keep"), MANY),
         **dict.fromkeys(PARTS, FEW),
     },
     shares=(0.125, 0.25, 0.5, 1.0),
