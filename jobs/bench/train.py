@@ -27,9 +27,10 @@ from jobs import results
 from raylm.config import build
 from raylm.llm import models
 from raylm.train.config import FinetuneConfig
-from raylm.train.data import Plan, Sample, collate, deal, encode, read_chains
+from raylm.train.data import Sample, collate, deal, encode, read_chains
 from raylm.train.engines import TorchEngine, make_engine
 from raylm.train.model import build_model
+from raylm.train.plan import Plan
 from raylm.train.trainer import Trainer
 
 WARM = 2
@@ -51,7 +52,7 @@ class Bench:
         self.config = self.configured()
         rows = read_chains(options.chains)[0] if options.chains else _sums(160)
         self.samples = encode(rows, self.tokenizer, self.config)
-        self.plan = Plan(len(self.samples), self.config)
+        self.plan = Plan([sample.task for sample in self.samples], self.config)
 
     def configured(self, **changes: Any) -> FinetuneConfig:
         """The trainer's config with `changes`."""

@@ -105,11 +105,31 @@ class LoraConfig(Config):
     """Linear layers that get an adapter."""
 
 
+class TaskConfig(Config):
+    """Chains of one of several tasks."""
+
+    name: str = Field(min_length=1)
+    """Of the task, in logs and masks."""
+    chains: str = runtime()
+    """As `chains` of the whole stage."""
+    weight: float = Field(1.0, gt=0)
+    """How often a pass over all tasks holds each of its chains; the part behind the point by a draw in each pass."""
+    epochs: float = Field(0.0, ge=0)
+    """Passes where tasks follow each other; 0 takes that of the stage."""
+    eval_chains: str = runtime("")
+    """Held-out chains of the task, whose loss is watched in training."""
+
+
 class FinetuneConfig(Config):
     """Fine-tune a model on chains."""
 
     chains: str = runtime("runs/synthesize")
     """Artefact of the synthesize stage, or a JSONL or Parquet file of rows with `messages`."""
+    tasks: tuple[TaskConfig, ...] = ()
+    """Several sets of chains instead of `chains`."""
+    order: Literal["mixed", "by_task", "sequential"] = "mixed"
+    """Batches of all tasks, batches of one task each in turn, or all of one task and then the next, each with a
+    learning rate schedule of its own."""
     out: str = runtime("runs/finetune")
     """Directory of the artefact."""
     model: str = "smollm2-135m-instruct"
@@ -175,6 +195,11 @@ class FinetuneConfig(Config):
     def _batch_divides(self) -> FinetuneConfig:
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}")
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"tasks: {max(names, key=names.count)!r} is there more than once; names must differ")
+        if self.isolation.enabled and self.isolation.scope == "per_task" and (not names or self.order == "mixed"):
+            raise ValueError("isolation.scope=per_task needs tasks, and order=by_task or order=sequential")
         if self.engine == "torch" and self.workers > 1:
             raise ValueError("engine torch trains on one worker; set workers=1 or engine=deepspeed")
         return self

@@ -5,11 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from raylm.errors import UserError
 from raylm.llm.chat import IGNORE, training_ids
@@ -28,11 +25,36 @@ class Sample:
     id: str
     ids: list[int]
     labels: list[int]
+    task: str = ""
 
     @property
     def label_tokens(self) -> int:
         """Tokens that enter the loss."""
         return sum(label != IGNORE for label in self.labels)
+
+
+def read_all(config: FinetuneConfig) -> tuple[list[dict[str, Any]], str]:
+    """The rows of all tasks, each with the name of its own as `task_name`, and a digest of them.
+
+    Raises:
+        UserError: as `read_chains`; or two tasks share a chain, which the log could not tell apart.
+    """
+    if not config.tasks:
+        return read_chains(config.chains)
+    found: list[dict[str, Any]] = []
+    digests: list[str] = []
+    owner: dict[str, str] = {}
+    for task in config.tasks:
+        rows, digest = read_chains(task.chains)
+        digests.append(digest)
+        for row in rows:
+            row["task_name"] = task.name
+            row["id"] = f"{task.name}/{row['id']}"
+            if row["id"] in owner:
+                raise UserError(f"chains={task.chains}: the id {row['id']} is there twice; ids must differ")
+            owner[row["id"]] = task.name
+        found += rows
+    return found, hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 def read_chains(path: str) -> tuple[list[dict[str, Any]], str]:
@@ -86,7 +108,7 @@ def encode(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, confi
     overlong: list[Sample] = []
     for row in rows:
         ids, labels = training_ids(tokenizer, row["messages"])
-        sample = Sample(row["id"], ids, labels)
+        sample = Sample(row["id"], ids, labels, row.get("task_name", ""))
         if not sample.label_tokens:
             raise UserError(f"chain {row['id']}: no token of its response is trained on")
         (samples if len(ids) <= config.max_length else overlong).append(sample)
@@ -97,38 +119,6 @@ def encode(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, confi
             f"{longest.id} with {len(longest.ids)} tokens), more than max_overlong_share allows; raise either"
         )
     return samples
-
-
-class Plan:
-    """Which samples every optimizer step takes, from the seed alone.
-
-    Epochs are shuffled one by one and laid end to end; the stream is cut into batches of the same size, the last
-    of which may reach into one more epoch. So the position in the data is the step and nothing else.
-    """
-
-    def __init__(self, count: int, config: FinetuneConfig) -> None:
-        self.count, self.batch, self.seed = count, config.batch_size, config.seed
-        wanted = max(1, math.ceil(config.epochs * count / config.batch_size))
-        self.steps = min(wanted, config.max_steps) if config.max_steps else wanted
-
-    def batch_at(self, step: int) -> list[int]:
-        """Sample indices of step `step`, counted from 0."""
-        start = step * self.batch
-        return [self._at(position) for position in range(start, start + self.batch)]
-
-    def epoch_at(self, step: int) -> float:
-        """Passes over the data that are done after step `step`."""
-        return (step + 1) * self.batch / self.count
-
-    def _at(self, position: int) -> int:
-        epoch, place = divmod(position, self.count)
-        return int(self._order(epoch)[place])
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch = epoch
-            self._shuffled = np.random.default_rng([self.seed, epoch]).permutation(self.count)
-        return self._shuffled
 
 
 def deal(batch: list[int], samples: list[Sample], rank: int, world: int, micro: int) -> list[list[int]]:

@@ -15,7 +15,8 @@ from raylm.llm import models
 from raylm.progress import Progress
 from raylm.storage import Manifest, StageRun, Store
 from raylm.train.config import FinetuneConfig
-from raylm.train.data import Plan, encode, file_digest, read_chains
+from raylm.train.data import encode, file_digest, read_all
+from raylm.train.plan import Plan
 from raylm.units import ensure_ray
 
 
@@ -27,7 +28,7 @@ def run(config: FinetuneConfig) -> Manifest:
     """
     from raylm import report
 
-    rows, digest = read_chains(config.chains)
+    rows, digest = read_all(config)
     directory = models.resolve(config.model, config.revision, config.trust_remote_code)
     inputs = {"chains": digest, "model": directory.ref.revision}
     if config.isolation.mask_file:
@@ -36,7 +37,7 @@ def run(config: FinetuneConfig) -> Manifest:
     if stage.finished is None:
         tokenizer = models.load_tokenizer(directory.path, config.trust_remote_code)
         samples = encode(rows, tokenizer, config)
-        plan = Plan(len(samples), config)
+        plan = Plan([sample.task for sample in samples], config)
         check_isolation(config, directory.path, plan.steps)
         seconds = _train(config, stage, str(directory.path), plan.steps)
         _finish(stage, config, directory, len(rows) - len(samples), seconds)

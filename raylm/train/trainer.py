@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from raylm.train.config import FinetuneConfig
-from raylm.train.data import Plan, Sample, collate, deal
+from raylm.train.data import Sample, collate, deal
 from raylm.train.engines import Engine
 from raylm.train.loop import learning_rate
+from raylm.train.plan import Plan
 
 
 class Trainer:
@@ -43,7 +44,8 @@ class Trainer:
         """
         batch = self.plan.batch_at(step)
         labels = sum(self.samples[index].label_tokens for index in batch)
-        rate = learning_rate(self.config, step, self.plan.steps)
+        first, end = self.plan.stage_at(step)
+        rate = learning_rate(self.config, step - first, end - first)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros(1, dtype=torch.float64)

@@ -15,11 +15,12 @@ from raylm.llm import models
 from raylm.storage import Store
 from raylm.train import checkpoint
 from raylm.train.config import FinetuneConfig
-from raylm.train.data import Plan, encode, read_chains
+from raylm.train.data import encode, read_all
 from raylm.train.engines import Engine, collect, make_engine, restore
 from raylm.train.isolation import save_mask
 from raylm.train.isolation.fragments import Fragments
 from raylm.train.model import build_model, export, load_fragments
+from raylm.train.plan import Plan
 from raylm.train.trainer import Trainer
 
 
@@ -36,8 +37,8 @@ def train_loop(args: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(config.cpus_per_worker)))
     torch.manual_seed(config.seed)
     tokenizer = models.load_tokenizer(args["model"], config.trust_remote_code)
-    samples = encode(read_chains(config.chains)[0], tokenizer, config)
-    plan = Plan(len(samples), config)
+    samples = encode(read_all(config)[0], tokenizer, config)
+    plan = Plan([sample.task for sample in samples], config)
     saved = _saved(Path(args["root"]) / "train")
     model = build_model(args["model"], config)
     trainable = sum(param.numel() for param in model.parameters() if param.requires_grad)

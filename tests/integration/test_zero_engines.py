@@ -12,11 +12,12 @@ from zero import on_two
 from raylm.llm import models
 from raylm.train import checkpoint
 from raylm.train.config import FinetuneConfig
-from raylm.train.data import Plan, encode
+from raylm.train.data import encode
 from raylm.train.engines import collect, make_engine, restore
 from raylm.train.isolation import bits, save_mask
 from raylm.train.isolation.fragments import Fragments
 from raylm.train.model import build_model, load_fragments
+from raylm.train.plan import Plan
 from raylm.train.trainer import Trainer
 
 STEPS = 6
@@ -46,7 +47,7 @@ class Run:
         path = models.resolve("micro").path
         tokenizer = models.load_tokenizer(path)
         samples = encode(ROWS, tokenizer, config)
-        plan = Plan(len(samples), config)
+        plan = Plan([sample.task for sample in samples], config)
         model = build_model(str(path), config)
         states = checkpoint.load(saved) if saved else []
         fragments = Fragments(fragment for state in states for fragment in state["fragments"])

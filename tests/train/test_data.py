@@ -11,7 +11,8 @@ from raylm.errors import UserError
 from raylm.llm import models
 from raylm.llm.chat import IGNORE
 from raylm.train.config import FinetuneConfig
-from raylm.train.data import Plan, Sample, collate, deal, encode, read_chains
+from raylm.train.data import Sample, collate, deal, encode, read_chains
+from raylm.train.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +72,11 @@ def test_a_missing_file_says_what_is_expected(tmp_path):
 @given(st.integers(1, 40), st.sampled_from([1, 2, 4, 8]), st.floats(0.1, 4.0), st.integers(0, 3))
 def test_a_plan_passes_over_every_sample_equally_often(count, batch, epochs, seed):
     config = FinetuneConfig(batch_size=batch, epochs=epochs, seed=seed, workers=1, engine="torch")
-    plan = Plan(count, config)
+    plan = Plan([""] * count, config)
     seen = Counter(index for step in range(plan.steps) for index in plan.batch_at(step))
     assert plan.steps * batch >= epochs * count - 1e-6
     assert max(seen.values()) - min(seen.get(index, 0) for index in range(count)) <= 1
-    again = Plan(count, config)
+    again = Plan([""] * count, config)
     for step in reversed(range(plan.steps)):
         assert again.batch_at(step) == plan.batch_at(step)
 

@@ -50,7 +50,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 A1 and A4_released take the shortest right path as the anchor, as the released code does. A0_best_form chooses by form
 among independent samples: what remains of A4 without a search and without pairs; A0_keep_form takes all right ones but
 those of a poor form. A3 and A5 reflect in text, so that A4_check is what they compare with. A2 needs a language model
-that can be told what to write, which the micro tier has not. A7 keeps A0's chains of the problems that A4 has chains of.
+that can be told what to write, which the micro tier has not. A7 keeps A0's chains of the problems that A4 has some of.
 """
 
 

@@ -26,8 +26,9 @@ from raylm.records import Problem
 from raylm.tasks.answers import extract_answer
 from raylm.tasks.config import PromptConfig
 from raylm.train.config import FinetuneConfig
-from raylm.train.data import Plan, encode
+from raylm.train.data import encode
 from raylm.train.engines import TorchEngine
+from raylm.train.plan import Plan
 from raylm.train.trainer import Trainer
 
 
@@ -113,7 +114,7 @@ def train(
     `enough(steps done, loss)` may end the training early.
     """
     samples = encode(data, tokenizer, config)
-    plan = Plan(len(samples), config)
+    plan = Plan([sample.task for sample in samples], config)
     engine = TorchEngine(model, config, plan.steps)
     trainer = Trainer(config, engine, samples, plan, tokenizer.pad_token_id, ranks=(0, 1))
     losses = []
