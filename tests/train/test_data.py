@@ -1,7 +1,6 @@
 """Samples, the order of a run, and what is refused."""
 
 import json
-from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -12,7 +11,6 @@ from raylm.llm import models
 from raylm.llm.chat import IGNORE
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import Sample, collate, deal, encode, read_chains
-from raylm.train.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +65,6 @@ def test_malformed_chains_name_file_and_line(tmp_path, rows, words):
 def test_a_missing_file_says_what_is_expected(tmp_path):
     with pytest.raises(UserError, match="JSONL or Parquet"):
         read_chains(str(tmp_path / "nothing.jsonl"))
-
-
-@given(st.integers(1, 40), st.sampled_from([1, 2, 4, 8]), st.floats(0.1, 4.0), st.integers(0, 3))
-def test_a_plan_passes_over_every_sample_equally_often(count, batch, epochs, seed):
-    config = FinetuneConfig(batch_size=batch, epochs=epochs, seed=seed, workers=1, engine="torch")
-    plan = Plan([""] * count, config)
-    seen = Counter(index for step in range(plan.steps) for index in plan.batch_at(step))
-    assert plan.steps * batch >= epochs * count - 1e-6
-    assert max(seen.values()) - min(seen.get(index, 0) for index in range(count)) <= 1
-    again = Plan([""] * count, config)
-    for step in reversed(range(plan.steps)):
-        assert again.batch_at(step) == plan.batch_at(step)
 
 
 @given(st.lists(st.integers(2, 30), min_size=4, max_size=16), st.sampled_from([1, 2, 4]), st.integers(1, 5))
