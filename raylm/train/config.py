@@ -120,6 +120,29 @@ class TaskConfig(Config):
     """Held-out chains of the task, whose loss is watched in training."""
 
 
+class WatchConfig(Config):
+    """Held-out chains whose loss is watched in training."""
+
+    chains: str = runtime("")
+    """As `chains` of the stage; empty watches none, besides the `eval_chains` of tasks."""
+    every: float = Field(0.1, gt=0)
+    """Optimizer steps between two looks, or a share of all steps, below 1. The last step is always looked at."""
+    keep_best: bool = False
+    """Export the weights with the lowest loss instead of the last ones."""
+    patience: int = Field(0, ge=0)
+    """Looks without a new lowest loss after which training ends; 0 never ends it."""
+
+
+class PenaltyConfig(Config):
+    """A pull towards earlier weights: what isolation is compared with."""
+
+    kind: Literal["l2_init", "ewc"] = "l2_init"
+    """Towards the weights of the start, all alike; or, from the second task of a sequence on, towards those at the end
+    of each task before, in proportion to their squared gradients in it (elastic weight consolidation)."""
+    weight: float = Field(0.01, gt=0)
+    """Factor of half the sum of squares."""
+
+
 class FinetuneConfig(Config):
     """Fine-tune a model on chains."""
 
@@ -172,8 +195,16 @@ class FinetuneConfig(Config):
     """ZeRO stage: what the workers share out besides the data: optimizer states, gradients, weights."""
     isolation: IsolationConfig = IsolationConfig()
     """Which parameters stand still."""
+    penalty: PenaltyConfig | None = None
+    """A pull towards earlier weights; None for none."""
     lora: LoraConfig | None = None
     """Adapters; None tunes every weight."""
+    packing: bool = False
+    """Lay the chains of a micro-batch end to end instead of padding them; attention still sees one chain only."""
+    watch: WatchConfig = WatchConfig()
+    """Held-out loss, best weights, early stop."""
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = runtime(())
+    """Where the curves go besides the report; tensorboard writes below `out`."""
     activation_checkpointing: bool = runtime(False)
     """Recompute activations in the backward pass, to save memory."""
     seed: int = 0

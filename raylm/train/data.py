@@ -128,19 +128,34 @@ def deal(batch: list[int], samples: list[Sample], rank: int, world: int, micro: 
     return [mine[start : start + micro] for start in range(0, len(mine), micro)]
 
 
-def collate(samples: list[Sample], padding: int) -> dict[str, torch.Tensor]:
-    """Right-padded tensors ids, mask and labels, each (samples, longest)."""
+def collate(samples: list[Sample], padding: int, packed: bool = False) -> dict[str, torch.Tensor]:
+    """Tensors of a forward pass; see `Objective.forward`.
+
+    Samples are rows, padded on the right to the longest, or, packed, all end to end in one row, where positions that
+    begin anew keep them apart: attention sees one sample only.
+    """
     import torch
 
-    width = max(len(sample.ids) for sample in samples)
-    ids = torch.full((len(samples), width), padding)
-    mask = torch.zeros((len(samples), width), dtype=torch.long)
-    labels = torch.full((len(samples), width), IGNORE)
+    lengths = [len(sample.ids) for sample in samples]
+    if packed:
+        return {
+            "ids": torch.tensor([[token for sample in samples for token in sample.ids]]),
+            # The first token of a sample is predicted from nothing: not from the end of the one before it.
+            "labels": torch.tensor([[
+                label for sample in samples for label in (IGNORE, *sample.labels[1:])
+            ]]),
+            "owner": torch.tensor([[number for number, length in enumerate(lengths) for _ in range(length)]]),
+            "positions": torch.tensor([[place for length in lengths for place in range(length)]]),
+        }  # fmt: skip
+    shape = (len(samples), max(lengths))
+    ids, labels = torch.full(shape, padding), torch.full(shape, IGNORE)
+    mask = torch.zeros(shape, dtype=torch.long)
     for row, sample in enumerate(samples):
-        ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
-        mask[row, : len(sample.ids)] = 1
-        labels[row, : len(sample.ids)] = torch.tensor(sample.labels)
-    return {"ids": ids, "mask": mask, "labels": labels}
+        ids[row, : lengths[row]] = torch.tensor(sample.ids)
+        mask[row, : lengths[row]] = 1
+        labels[row, : lengths[row]] = torch.tensor(sample.labels)
+    owner = torch.arange(len(samples)).unsqueeze(1).expand(shape).contiguous()
+    return {"ids": ids, "labels": labels, "owner": owner, "mask": mask}
 
 
 def _parse(path: str, data: bytes, store: Store, name: str) -> list[dict[str, Any]]:

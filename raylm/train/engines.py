@@ -13,6 +13,7 @@ from raylm.train.config import FinetuneConfig
 from raylm.train.isolation import IsolatedAdamW, Isolation, Segment, whole
 from raylm.train.isolation.fragments import Fragment, Fragments
 from raylm.train.loop import Batch, Objective
+from raylm.train.penalty import Penalty
 
 Held: TypeAlias = list[tuple[torch.Tensor, Sequence[Segment]]]
 """Flat parameters of a rank, each with the tensors that it holds parts of."""
@@ -29,13 +30,15 @@ class TorchEngine:
         self.half = config.precision == "bfloat16"
         isolate(self, config, steps)
 
-    def backward(self, batch: Batch, weight: float) -> torch.Tensor:
-        """Add the gradient of a micro-batch's loss times `weight`; returns the loss, a scalar without the weight."""
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `Objective` returns for a micro-batch."""
         device = self.model.device.type
         with torch.autocast(device, torch.bfloat16) if self.half else contextlib.nullcontext():
-            loss = self.objective(batch["ids"], batch["mask"], batch["labels"])
-        (loss * weight).backward()
-        return loss.detach()
+            return self.objective(**batch)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a micro-batch."""
+        loss.backward()
 
     def step(self) -> None:
         """Take the optimizer's step and clear gradients."""
@@ -69,12 +72,14 @@ class DeepSpeedEngine:
         self.optimizer.padding = [(flat, _gaps(flat.numel(), segments)) for flat, segments in self.held]
         isolate(self, config, steps)
 
-    def backward(self, batch: Batch, weight: float) -> torch.Tensor:
-        """Add the gradient of a micro-batch's loss times `weight`; returns the loss, a scalar without the weight."""
-        loss = self.engine(batch["ids"], batch["mask"], batch["labels"])
-        self.engine.backward(loss * weight, scale_wrt_gas=False)
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `Objective` returns for a micro-batch; all ranks together at stage 3."""
+        return self.engine(**batch)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a micro-batch; the loss carries its whole weight already."""
+        self.engine.backward(loss, scale_wrt_gas=False)
         self.engine.step()
-        return loss.detach()
 
     def step(self) -> None:
         """Nothing left: the engine has stepped with the last micro-batch."""
@@ -117,7 +122,9 @@ def make_optimizer(model: Any, config: FinetuneConfig) -> IsolatedAdamW:
 
 
 def isolate(engine: Engine, config: FinetuneConfig, steps: int) -> None:
-    """Give an engine's optimizer the isolation that the config asks for."""
+    """Give an engine's optimizer the isolation and the penalty that the config asks for."""
+    if config.penalty is not None:
+        engine.optimizer.penalty = Penalty(config.penalty, engine.held)
     if config.isolation.enabled:
         engine.optimizer.isolate(Isolation(config.isolation, engine.held, steps=steps))
 

@@ -71,8 +71,24 @@ def load_fragments(model: Any, fragments: Fragments, source: Path) -> None:
             param.data.copy_(values.view(param.shape))
 
 
-def export(engine: Engine, source: str, root: Path, config: FinetuneConfig, sample: Sample) -> float:
+def export(
+    engine: Engine,
+    source: str,
+    root: Path,
+    config: FinetuneConfig,
+    *,
+    sample: Sample,
+    chosen: dict[str, torch.Tensor] | None = None,
+) -> float:
     """Write the tuned model as a Hugging Face directory `model`, reload it, and compare; all ranks together.
+
+    Args:
+        engine: whose weights are exported.
+        source: directory of the model that it began with.
+        root: where `model` is written.
+        config: of the run.
+        sample: on which logits are compared.
+        chosen: weights to export instead of the engine's; they are then compared with a model filled with them.
 
     Returns:
         the largest difference of a logit between the trained and the reloaded model, on rank 0; 0 elsewhere.
@@ -86,7 +102,10 @@ def export(engine: Engine, source: str, root: Path, config: FinetuneConfig, samp
         return 0.0
     # On a model of its own: partitions cannot be saved, and adapters are merged without touching what trains.
     model = build_model(source, config, on="cpu")
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(chosen or weights, strict=False)
+    if chosen:
+        with torch.no_grad():
+            trained = model.eval()(input_ids=ids.cpu()).logits.float()
     if config.lora is not None:
         model = model.merge_and_unload()
     partial, final = root / "model.partial", root / "model"

@@ -14,9 +14,11 @@ from raylm.errors import UserError
 from raylm.llm import models
 from raylm.progress import Progress
 from raylm.storage import Manifest, StageRun, Store
+from raylm.train import loggers
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import encode, file_digest, read_all
 from raylm.train.plan import Plan
+from raylm.train.watch import held_out
 from raylm.units import ensure_ray
 
 
@@ -39,6 +41,8 @@ def run(config: FinetuneConfig) -> Manifest:
         samples = encode(rows, tokenizer, config)
         plan = Plan([sample.task for sample in samples], config)
         check_isolation(config, directory.path, plan.steps)
+        loggers.check(config)
+        held_out(config, tokenizer)
         seconds = _train(config, stage, str(directory.path), plan.steps)
         _finish(stage, config, directory, len(rows) - len(samples), seconds)
     report.for_stage("finetune", stage.store)
@@ -164,6 +168,11 @@ def _finish(stage: StageRun, config: FinetuneConfig, directory: models.ModelDir,
     store.write_table("data/steps.parquet", pa.Table.from_pylist(log["steps"]))
     if log["masks"]:
         store.write_table("data/isolation.parquet", _mask_table(log["masks"]))
+    columns = ("step", "id", "loss", "token_accuracy")
+    rows = [dict(zip(columns, row, strict=True)) for row in log["seen"]]
+    store.write_table("data/samples.parquet", pa.Table.from_pylist(rows))
+    if log["watch"]:
+        store.write_table("data/watch.parquet", pa.Table.from_pylist(log["watch"]))
     tokens = sum(row["total_tokens"] for row in log["steps"])
     store.remove("train")
     stage.finish(
@@ -175,6 +184,7 @@ def _finish(stage: StageRun, config: FinetuneConfig, directory: models.ModelDir,
             "first_loss": log["steps"][0]["loss"],
             "last_loss": log["steps"][-1]["loss"],
             "overlong_chains": overlong,
+            "exported_step": log["exported_step"],
             "trainable_parameters": log["trainable_parameters"],
             "padding_share": log["padding_share"],
             "export_largest_logit_difference": log["export_largest_logit_difference"],

@@ -39,15 +39,45 @@ def build(store: Store, related: dict[str, Store]) -> Page:
 
 def add_training(page: Page, store: Store) -> None:
     """Sections with the curves of a training run and of its masks."""
-    steps = columns(store, "loss")
+    steps = columns(store, "grad_norm")
     page.section("Training", "Loss is the mean over all label tokens of an optimizer step, in nats.")
     if steps["step"]:
         page.grid(_training_plots(steps))
     else:
         page.callout("No optimizer step was taken.", "warn")
+    add_watch(page, columns(store, "exact"))
     masks = columns(store, "jaccard_previous")
     if masks.get("step"):
         add_masks(page, masks, finished(store))
+
+
+def add_watch(page: Page, watch: dict[str, list[Any]]) -> None:
+    """Held-out loss and accuracy over the steps, by set, and what each set lost again of its best."""
+    if not watch["step"]:
+        return
+    page.section(
+        "Held-out chains",
+        "Exact is the share of chains whose every label token is the likeliest one after those before it: what greedy "
+        "decoding would give.",
+    )
+    sets = list(dict.fromkeys(watch["set"]))
+    places = {name: [place for place, owner in enumerate(watch["set"]) if owner == name] for name in sets}
+
+    def curves(key: str) -> dict[str, tuple[list[int], list[float]]]:
+        return {name: ([watch["step"][p] for p in at], [watch[key][p] for p in at]) for name, at in places.items()}
+
+    page.grid([
+        figure(figures.lines(curves("loss"), title="Held-out loss", x="optimizer step", y="nats a token")),
+        figure(
+            figures.lines(curves("exact"), title="Held-out chains got right", x="optimizer step", y="share of chains")
+        ),
+    ])  # fmt: skip
+    rows = []
+    for name, (_, values) in curves("exact").items():
+        rows.append(
+            (name, f"{values[0]:.1%}", f"{max(values):.1%}", f"{values[-1]:.1%}", f"{max(values) - values[-1]:.1%}")
+        )
+    page.table(("set", "before", "best", "last", "forgotten (best - last)"), rows)
 
 
 def add_masks(page: Page, masks: dict[str, list[Any]], manifest: Manifest) -> None:
@@ -194,7 +224,7 @@ def _mean_by(layers: Mapping[str, float], group: Callable[[str], Any]) -> dict[A
 
 
 def _tiles(store: Store, manifest: Manifest) -> list[tuple[str, str, str]]:
-    steps = columns(store, "loss")
+    steps = columns(store, "grad_norm")
     losses, times = steps.get("loss", []), timing(store)
     isolation = manifest.config.get("isolation", {})
     tiles = [

@@ -30,6 +30,8 @@ class IsolatedAdamW(torch.optim.AdamW):
         self._plans: dict[int, list[_Piece]] = {}
         self.padding: list[tuple[torch.Tensor, list[slice]]] = []
         """Flat parameters with what of them belongs to no tensor."""
+        self.penalty: Any = None
+        """A `Penalty`, whose gradient joins that of the loss."""
         self.grad_norm = 0.0
         """Global norm of the last step's gradient, before clipping."""
 
@@ -51,6 +53,8 @@ class IsolatedAdamW(torch.optim.AdamW):
         for flat, gaps in self.padding:
             for gap in gaps if flat.grad is not None else ():
                 flat.grad.view(-1)[gap] = 0  # DeepSpeed leaves what it finds in memory there
+        if self.penalty is not None:
+            self.penalty.add()
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         squares = sum((_squares(gradient) for gradient in gradients), torch.zeros((), dtype=torch.float64))
         self.grad_norm = float(total(squares.reshape(1))[0] if self.partitioned else squares) ** 0.5

@@ -18,7 +18,7 @@ class Schedule:
             UserError: the run is too short for its masks.
         """
         self.config, self.steps = config, steps
-        self.warmup = max(1, _count(config.warmup, steps))
+        self.warmup = max(1, count_steps(config.warmup, steps))
         self.refreshes = self._refreshes()
         if not config.enabled or config.protect == 0 or config.source == "file":
             return
@@ -27,7 +27,7 @@ class Schedule:
                 f"isolation.warmup={config.warmup:g}: the first mask would come at the end of a run of {steps} steps; "
                 "lower it, give a share below 1, or set isolation.enabled=false"
             )
-        if config.source == "evolving" and _count(config.refresh_every, steps) > steps:
+        if config.source == "evolving" and count_steps(config.refresh_every, steps) > steps:
             raise UserError(
                 f"isolation.refresh_every={config.refresh_every:g} is more than the run's {steps} steps; lower it, "
                 "give a share below 1, or set isolation.source=static"
@@ -43,7 +43,7 @@ class Schedule:
         if config.protect_schedule == "constant":
             return config.protect
         left = max(1, self.steps - self.warmup)
-        ramp = left if config.protect_ramp == 1 else _count(config.protect_ramp, self.steps)
+        ramp = left if config.protect_ramp == 1 else count_steps(config.protect_ramp, self.steps)
         done = min(1.0, max(0, step - self.warmup) / ramp)
         return between(config.protect_schedule, config.protect_start, config.protect, done)
 
@@ -56,7 +56,9 @@ class Schedule:
             found.append(at)
             if config.source == "static":
                 break
-            first, last = (max(1, _count(value, self.steps)) for value in (config.refresh_every, config.refresh_end))
+            first, last = (
+                max(1, count_steps(value, self.steps)) for value in (config.refresh_every, config.refresh_end)
+            )
             at += max(1, round(between(config.refresh_schedule, first, last, at / self.steps)))
         return frozenset(found)
 
@@ -67,5 +69,6 @@ def between(schedule: str, start: float, end: float, done: float) -> float:
     return start + (end - start) * weight
 
 
-def _count(value: float, steps: int) -> int:
+def count_steps(value: float, steps: int) -> int:
+    """A number of steps that may be given as a share of all of them, below 1."""
     return round(value * steps) if value < 1 else int(value)

@@ -1,0 +1,69 @@
+"""Held-out loss during training: when to look, what is best, when to stop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raylm.train.config import FinetuneConfig
+from raylm.train.data import Sample, encode, read_chains
+from raylm.train.isolation.schedule import count_steps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from raylm.train.trainer import Trainer
+
+ALL = "all"
+"""Name of the set of `watch.chains`."""
+
+
+def held_out(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Sample]]:
+    """Held-out samples by the name of their set.
+
+    Raises:
+        UserError: as `read_chains` and `encode`.
+    """
+    paths = {ALL: config.watch.chains} if config.watch.chains else {}
+    paths |= {task.name: task.eval_chains for task in config.tasks if task.eval_chains}
+    return {name: encode(read_chains(path)[0], tokenizer, config) for name, path in paths.items()}
+
+
+class Watch:
+    """Looks at held-out samples; every rank sees the same numbers and so decides alike."""
+
+    def __init__(self, config: FinetuneConfig, sets: dict[str, list[Sample]], steps: int) -> None:
+        """Watch `sets` in a run of `steps` optimizer steps."""
+        self.config, self.sets, self.steps = config.watch, sets, steps
+        self.every = max(1, count_steps(config.watch.every, steps))
+        self.rows: list[dict[str, Any]] = []
+        """step, set, loss, token_accuracy, exact; before the first step as well."""
+
+    def due(self, step: int) -> bool:
+        """Whether to look after a step; 0 is before the first one."""
+        return bool(self.sets) and (step == 0 or step % self.every == 0 or step == self.steps)
+
+    def look(self, trainer: Trainer, step: int) -> bool:
+        """Look at all sets; returns whether their mean loss is the lowest so far. All ranks together."""
+        before = self.best()
+        for name, samples in self.sets.items():
+            self.rows.append({"step": step, "set": name, **trainer.look(samples)})
+        return before is None or self.losses()[step] < before[1]
+
+    def losses(self) -> dict[int, float]:
+        """Step to the mean loss over all sets."""
+        found: dict[int, list[float]] = {}
+        for row in self.rows:
+            found.setdefault(row["step"], []).append(row["loss"])
+        return {step: sum(values) / len(values) for step, values in found.items()}
+
+    def best(self) -> tuple[int, float] | None:
+        """Step and mean loss of the lowest look, the first of equal ones; None before the first look."""
+        losses = self.losses()
+        return min(losses.items(), key=lambda item: (item[1], item[0])) if losses else None
+
+    def ended(self, step: int) -> bool:
+        """Whether patience has run out."""
+        best = self.best()
+        if not self.config.patience or best is None:
+            return False
+        return sum(best[0] < looked <= step for looked in self.losses()) >= self.config.patience
