@@ -1,5 +1,7 @@
 """The pull towards earlier weights: its gradient, and its state in any division."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from raylm.train.penalty import Penalty
 def held(values, cuts=()):
     """A tensor of 12 elements cut into flat parameters, each with one element of padding."""
     found, ends = [], [0, *cuts, 12]
-    for low, high in zip(ends, ends[1:], strict=False):
+    for low, high in itertools.pairwise(ends):
         param = torch.nn.Parameter(torch.cat([values[low:high], torch.zeros(1)]))
         found.append((param, [Segment("t", 0, high - low, low, (12,))]))
     return found
