@@ -148,3 +148,52 @@ def test_bad_chains(refused, tmp_path, row, words):
 
 def test_an_artefact_of_another_stage(refused, tmp_path):
     assert "no finished trees here" in refused("synthesize", f"trees={tmp_path}", f"out={tmp_path / 'out'}")
+
+
+@pytest.fixture
+def finetune(refused, tmp_path):
+    """Runs finetune on forty chains and returns its error."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n} + 1?"}, {"role": "assistant", "content": f"Answer: {n + 1}"}]}
+        for n in range(40)
+    ]
+    chains = tmp_path / "chains.jsonl"
+    chains.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(*overrides):
+        return refused("finetune", f"chains={chains}", "model=micro", f"out={tmp_path / 'out'}", *overrides)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("isolation.refresh_every=50", "isolation.refresh_every=50 is more than the run's 8 steps"),
+        ("isolation.warmup=8", "the first mask would come at the end of a run of 8 steps"),
+        ("isolation.include=[model.layer.*]", "no trainable tensor is called 'model.layer.*'; names are like"),
+        ("isolation.exclude=['*']", "leave no tensor to protect"),
+        ("isolation={source: file, mask_file: nowhere.safetensors}", "nowhere.safetensors: no such file"),
+        ("isolation={source: file}", "source=file and mask_file go together"),
+        ("isolation.warmup=2.5", "neither a number of steps nor a share below 1"),
+        ("isolation={scope: per_task}", "needs tasks"),
+        ("watch.chains=nowhere.jsonl", "nowhere.jsonl: neither a finished synthesize artefact nor"),
+        ("max_length=8", "chains are longer than max_length=8"),
+        ("tasks=[{name: a, chains: nowhere.jsonl}]", "nowhere.jsonl"),
+    ],
+)
+def test_training_that_does_not_fit(finetune, override, words):
+    assert words in finetune(override)
+
+
+def test_a_mask_of_another_model(finetune, tmp_path):
+    import torch
+
+    from raylm.train.isolation import Isolation, IsolationConfig, save_mask
+
+    model = torch.nn.Linear(3, 4)
+    isolation = Isolation(IsolationConfig(choose="random", warmup=1), model, steps=5)
+    isolation.advance()
+    save_mask(isolation, tmp_path / "mask.safetensors")
+    line = finetune(f"isolation={{source: file, mask_file: {tmp_path / 'mask.safetensors'}}}")
+    assert "made for another model: model.embed_tokens.weight" in line

@@ -7,6 +7,7 @@ over for the one before. States name their tensors, so that any number of ranks 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -14,11 +15,26 @@ from typing import Any
 
 import torch
 
+from raylm.errors import UserError
+
 
 def save(folder: Path, rank: int, world: int, state: dict[str, Any]) -> None:
-    """Write the state of one of `world` ranks into a checkpoint's folder."""
+    """Write the state of one of `world` ranks into a checkpoint's folder.
+
+    Raises:
+        UserError: the disk is full; the checkpoint before this one is whole.
+    """
     file = folder / f"rank-{rank}.pt"
-    torch.save(state, file)
+    try:
+        with file.open("wb") as sink:
+            torch.save(state, sink)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(
+            f"{file}: no space left for the checkpoint of step {state['step']}; free some and run the same command "
+            "again: it goes on from the checkpoint before. TMPDIR says where checkpoints are prepared"
+        ) from error
     said = {"bytes": file.stat().st_size, "step": state["step"], "world": world}
     (folder / f"rank-{rank}.json").write_text(json.dumps(said))
 

@@ -248,6 +248,16 @@ def test_curves_go_to_tensorboard(made, tmp_path):
     )
 
 
+def test_a_loss_that_is_not_finite_names_its_chains(made):
+    run = made()
+    next(iter(run.engine.model.parameters())).data[:] = float("nan")
+    with pytest.raises(
+        FloatingPointError, match=r"step 1: the gradient's norm is nan; the batch holds chains \d+, \d+"
+    ):
+        run.train(nothing, nothing)
+    assert not run.rows
+
+
 def test_a_client_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="log_to names wandb, which is not installed; pip install wandb"):

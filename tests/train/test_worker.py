@@ -36,6 +36,16 @@ def test_a_checkpoint_of_another_model_is_refused():
         load_fragments(adapters, _fragments(saved.items()), place)
 
 
+def test_a_full_disk_says_so_and_leaves_the_checkpoint_before(tmp_path):
+    for step in (1, 2):
+        (tmp_path / f"checkpoint_{step}").mkdir()
+    checkpoint.save(tmp_path / "checkpoint_1", 0, 1, {"step": 1})
+    (tmp_path / "checkpoint_2" / "rank-0.pt").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"rank-0.pt: no space left for the checkpoint of step 2; free some"):
+        checkpoint.save(tmp_path / "checkpoint_2", 0, 1, {"step": 2, "values": torch.zeros(1_000_000)})
+    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_1"
+
+
 def test_only_whole_checkpoints_count(tmp_path):
     for step in (1, 2, 3):
         folder = tmp_path / f"checkpoint_{step}"

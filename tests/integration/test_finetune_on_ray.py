@@ -1,0 +1,109 @@
+"""Fine-tuning on Ray Train and DeepSpeed: killed and gone on with on other numbers of workers, tasks in a row."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def chains(path, shift, count=24):
+    with path.open("w") as file:
+        for number in range(count):
+            answer = f"{number} + {shift} = {number + shift}"
+            turns = [{"role": "user", "content": f"{number} + {shift}"}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"id": str(number), "messages": turns}) + "\n")
+    return str(path)
+
+
+def start(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-m", "jobs.finetune", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finished(job):
+    printed, _ = job.communicate(timeout=400)
+    assert job.returncode == 0, printed
+    return printed
+
+
+SETTINGS = (
+    "model=micro", "batch_size=4", "micro_batch=2", "epochs=4", "lr=0.003", "checkpoint_every=2",
+    "isolation={protect: 0.2, refresh_every: 3, warmup: 2, measure_noise: true}",
+)  # fmt: skip
+
+
+def test_a_killed_run_goes_on_with_one_worker_at_another_stage(tmp_path):
+    data, out, steps = chains(tmp_path / "chains.jsonl", 1), tmp_path / "out", tmp_path / "steps"
+    arguments = (*SETTINGS, f"chains={data}", f"out={out}", f"step_log={steps}")
+    job = start(*arguments, "workers=2", "zero=3")
+    deadline = time.monotonic() + 300
+    while not (steps.exists() and len(steps.read_text().splitlines()) >= 7):
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    finished(start(*arguments, "workers=1", "zero=2"))
+    logged = [json.loads(line)["step"] for line in steps.read_text().splitlines()]
+    assert sorted(set(logged)) == list(range(1, 25))
+    assert len(logged) - 24 <= 2  # checkpoint_every
+    table = pq.read_table(out / "data" / "steps.parquet")
+    assert table.column("step").to_pylist() == list(range(1, 25))
+    losses = table.column("loss").to_pylist()
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    masks = pq.read_table(out / "data" / "isolation.parquet")
+    assert masks.column("step").to_pylist() == [2, 5, 8, 11, 14, 17, 20, 23]
+    assert masks.column("density").to_pylist() == pytest.approx([0.2] * 8, abs=1e-3)
+    samples = pq.read_table(out / "data" / "samples.parquet")
+    assert sorted(samples.column("id").to_pylist()) == sorted(4 * [str(number) for number in range(24)])
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["figures"]["export_largest_logit_difference"] < 1e-3
+    assert "isolation/mask.safetensors" in manifest["outputs"]
+
+
+def test_tasks_in_a_row_with_all_that_watches_them(tmp_path):
+    """On two workers at stage 3: held-out looks, best weights, consolidation, adapters' rival settings, curves."""
+    tasks = [
+        {
+            "name": name,
+            "chains": chains(tmp_path / f"{name}.jsonl", shift, 8),
+            "eval_chains": chains(tmp_path / f"{name}-held.jsonl", shift, 5),
+        }
+        for name, shift in (("first", 1), ("second", 30))
+    ]
+    settings = {
+        "model": "micro", "tasks": tasks, "order": "sequential", "out": str(tmp_path / "out"), "batch_size": 4,
+        "micro_batch": 2, "epochs": 4, "lr": 3e-3, "zero": 3, "packing": True, "log_to": ["tensorboard"],
+        "watch": {"every": 4, "keep_best": True}, "penalty": {"kind": "ewc", "weight": 1.0},
+        "isolation": {"scope": "per_task", "warmup": 2, "refresh_every": 2},
+    }  # fmt: skip
+    (tmp_path / "finetune.yaml").write_text(json.dumps(settings))
+    finished(start(str(tmp_path / "finetune.yaml")))
+    out = tmp_path / "out"
+    watch = pq.read_table(out / "data" / "watch.parquet").to_pylist()
+    assert [row["step"] for row in watch if row["set"] == "first"] == [0, 4, 8, 12, 16]
+    first = {row["step"]: row["loss"] for row in watch if row["set"] == "first"}
+    second = {row["step"]: row["loss"] for row in watch if row["set"] == "second"}
+    assert first[8] < first[0]
+    assert second[16] < second[8]
+    densities = pq.read_table(out / "data" / "isolation.parquet").column("density").to_pylist()
+    assert densities[0] == pytest.approx(0.05, abs=1e-3)
+    assert densities[-1] > 0.055  # what either task needs
+    manifest = json.loads((out / "manifest.json").read_text())
+    best = min(first, key=lambda step: first[step] + second[step])
+    assert manifest["figures"]["exported_step"] == best
+    html = (out / "report.html").read_text()
+    for words in ("Held-out chains", "forgotten (best - last)", "Isolation"):
+        assert words in html
+    assert list((out / "tensorboard").glob("events*"))
