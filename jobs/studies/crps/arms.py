@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jobs.studies.crps.tiers import Tier
 from raylm.config import build
 from raylm.crps.config import SynthesizeConfig
@@ -67,7 +69,7 @@ def search(tier: Tier, model: Path, problems: Sequence[Problem], strategy: str, 
                 "easy_rounds": 0, "patience": 8,
             },
             "seed": seed,
-            "compute": {"cpus": 2},
+            "compute": {"cpus": torch.get_num_threads()},
         },
     )  # fmt: skip
     return asyncio.run(_search(config, problems))

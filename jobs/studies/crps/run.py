@@ -1,12 +1,13 @@
 """Does contrast beat filtering?
 
-    python -m jobs.studies.crps.run [--tier micro|real] [--seeds 0 1 2] [--rows-only] [--out runs/studies]
+    python -m jobs.studies.crps.run [--tier micro|real] [--seeds 0 1 2] [--rows-only] [--threads N]
+        [--out runs/studies]
 
 Each seed has its own problems, searches and test questions, and in the micro tier its own half-trained model; the real
 tier tunes SmolLM2-135M, and reads MAWPS and SVAMP below ${RAYLM_DATA}. All arms share a seed's problems, and both kinds
 of search (MCTS, independent sampling) spend the same tokens on each. A run tunes the model on a subset of an arm's
 chains and answers both suites greedily. Finished runs are lines of rows-SEED.jsonl, and the same command goes on from
-them, so that seeds may also be run side by side, with --rows-only. The result is studies/results/crps.json, or that of
+them, so that seeds may also be run side by side, with --rows-only and a share of the cores each. The result is studies/results/crps.json, or that of
 the tier.
 """
 
@@ -20,6 +21,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from jobs import results
 from jobs.studies.crps import analysis
@@ -146,7 +149,7 @@ def _right(tier: Tier, model: Path, suites: Suites) -> dict[str, list[int]]:
 
 async def _answers(tier: Tier, model: Path, suites: Suites) -> dict[str, list[int]]:
     """1 or 0 for every question of every suite, answered greedily."""
-    answering = await engine.build(EngineConfig(**{**tier.engine, "model": str(model)}), cpus=2)
+    answering = await engine.build(EngineConfig(**{**tier.engine, "model": str(model)}), cpus=torch.get_num_threads())
     verifier = VerifierPool(VerifierConfig())
     how = Sampling(temperature=0.0, max_tokens=tier.answer_tokens)
 
@@ -203,6 +206,8 @@ if __name__ == "__main__":
     parser.add_argument("--tier", choices=TIERS, default="micro")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows-only", action="store_true", help="run these seeds and write no result")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process")
     parser.add_argument("--out", type=Path, default=Path("runs/studies"))
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     main(TIERS[options.tier], options.seeds, options.out, options.rows_only)

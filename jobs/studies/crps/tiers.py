@@ -89,7 +89,7 @@ MICRO = Tier(
     search={"samples": 4, "temperature": 0.8, "max_tokens": 80},
     searched_with=PromptConfig(),
     asked_with=PromptConfig(),
-    answer_tokens=100,
+    answer_tokens=80,
     material=_sums,
     base=_pretrained,
 )  # fmt: skip
