@@ -126,7 +126,8 @@ class WatchConfig(Config):
     chains: str = runtime("")
     """As `chains` of the stage; empty watches none, besides the `eval_chains` of tasks."""
     every: float = Field(0.1, gt=0)
-    """Optimizer steps between two looks, or a share of all steps, below 1. The last step is always looked at."""
+    """Optimizer steps between two looks, or a share of all steps, below 1. The ends of tasks and of the run are always
+    looked at."""
     keep_best: bool = False
     """Export the weights with the lowest loss instead of the last ones."""
     patience: int = Field(0, ge=0)

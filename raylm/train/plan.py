@@ -96,6 +96,10 @@ class Plan:
         first = step - self._seen[step]
         return first, first + self._counts[self._turns[step]]
 
+    def stage_ends(self) -> frozenset[int]:
+        """Steps after which a stage is over."""
+        return frozenset(self.stage_at(step)[1] for step in range(self.steps))
+
     def _schedule(self, config: FinetuneConfig, passes: Sequence[float]) -> list[int]:
         """The stream of every step."""
         self._sequential = config.order == "sequential"

@@ -57,7 +57,7 @@ class Run:
             load_fragments(weights, fragments, saved)
         self.engine = make_engine(weights, config, self.world, self.plan.steps)
         self.trainer = Trainer(config, self.engine, samples, self.plan, tokenizer.pad_token_id or 0, ranks=ranks)
-        self.watch = Watch(config, held_out(config, tokenizer), self.plan.steps)
+        self.watch = Watch(config, held_out(config, tokenizer), self.plan)
         self.rows: list[dict[str, Any]] = []
         """A row a step; see `Trainer.step`."""
         self.first = 0

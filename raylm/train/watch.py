@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import Sample, encode, read_chains
 from raylm.train.isolation.schedule import count_steps
+from raylm.train.plan import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,16 +32,16 @@ def held_out(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase) -> dict
 class Watch:
     """Looks at held-out samples; every rank sees the same numbers and so decides alike."""
 
-    def __init__(self, config: FinetuneConfig, sets: dict[str, list[Sample]], steps: int) -> None:
-        """Watch `sets` in a run of `steps` optimizer steps."""
-        self.config, self.sets, self.steps = config.watch, sets, steps
-        self.every = max(1, count_steps(config.watch.every, steps))
+    def __init__(self, config: FinetuneConfig, sets: dict[str, list[Sample]], plan: Plan) -> None:
+        """Watch `sets` in a run of a plan."""
+        self.config, self.sets, self.ends = config.watch, sets, plan.stage_ends()
+        self.every = max(1, count_steps(config.watch.every, plan.steps))
         self.rows: list[dict[str, Any]] = []
         """step, set, loss, token_accuracy, exact; before the first step as well."""
 
     def due(self, step: int) -> bool:
-        """Whether to look after a step; 0 is before the first one."""
-        return bool(self.sets) and (step == 0 or step % self.every == 0 or step == self.steps)
+        """Whether to look after a step: before the first one (0), every so often, and when a stage ends."""
+        return bool(self.sets) and (step % self.every == 0 or step in self.ends)
 
     def look(self, trainer: Trainer, step: int) -> bool:
         """Look at all sets; returns whether their mean loss is the lowest so far. All ranks together."""
