@@ -7,8 +7,8 @@ Each seed has its own problems, searches and test questions, and in the micro ti
 tier tunes SmolLM2-135M, and reads MAWPS and SVAMP below ${RAYLM_DATA}. All arms share a seed's problems, and both kinds
 of search (MCTS, independent sampling) spend the same tokens on each. A run tunes the model on a subset of an arm's
 chains and answers both suites greedily. How it tunes was chosen for rejection sampling, on problems of another seed.
-Finished runs are lines of rows-SEED.jsonl, and the same command goes on from them, so that seeds may also be run side by
-side, with --rows-only and a share of the cores each. The result is studies/results/crps.json, or that of the tier.
+Finished runs are lines of rows-SEED.jsonl, and the same command goes on from them, so that seeds may also be run side
+by side, with --rows-only and a share of the cores each. The result is studies/results/crps.json, or that of the tier.
 """
 
 from __future__ import annotations
