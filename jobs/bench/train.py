@@ -3,7 +3,7 @@
     python -m jobs.bench.train [--model M] [--chains PATH] [--steps N] [--repeats N]
 
 Every arm takes the same optimizer steps on the same tokenized chains in the same batches: full fine-tuning with AdamW
-in fp32, one process, padding to the longest of a micro-batch, no packing, loss on the responses alone. The arms run one
+in fp32, one process, padding to the longest of a micro-batch (one arm packs), loss on the responses alone. Arms run one
 after another in every repeat, each on a fresh copy of the model, in an order that rotates; ratios are of tokens per
 second in the same repeat, so that what else the machine does hits all arms alike. Without --chains, arithmetic problems
 with written-out solutions stand in for a synthesized set.
@@ -165,8 +165,9 @@ ARMS: dict[str, Arm] = {
     "ours": ours,
     "bare": bare,
     "trl": trl,
-    "epi": lambda bench: ours(bench, isolation={"warmup": 0, "refresh_every": 1}),
-    "epi_held": lambda bench: ours(bench, isolation={"warmup": 1, "refresh_every": 1000}),
+    "packed": lambda bench: ours(bench, packing=True),
+    "epi": lambda bench: ours(bench, isolation={"warmup": 1, "refresh_every": 1}),
+    "epi_held": lambda bench: ours(bench, isolation={"warmup": 1, "source": "static"}),
     "deepspeed": deepspeed,
 }
 
@@ -202,11 +203,14 @@ def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str,
         "sft_vs_trl": [row["trl"] / row["ours"] for row in rows],
         "sft_vs_bare_loop": [row["bare"] / row["ours"] for row in rows],
         "deepspeed_vs_torch": [row["ours"] / row["deepspeed"] for row in rows],
-        "epi_step_overhead": [row["epi"] / row["ours"] for row in rows],
-        # 49 steps that observe, hold and release, and one that also makes the mask anew.
+        "packed_vs_padded": [row["ours"] / row["packed"] for row in rows],
+        "packed_vs_trl": [row["trl"] / row["packed"] for row in rows],
+        "epi_step_overhead": [row["epi_held"] / row["ours"] for row in rows],
+        # 49 steps between two refreshes, and one that makes the mask anew.
         "epi_amortised_overhead_k50": [(49 * row["epi_held"] + row["epi"]) / 50 / row["ours"] for row in rows],
     }
-    less = {name: float("overhead" in name) for name in ratios}
+    ratios["refresh_in_steps"] = [1 + (row["epi"] - row["epi_held"]) / row["ours"] for row in rows]
+    less = {name: float("overhead" in name or name == "refresh_in_steps") for name in ratios}
     means, bounds = results.geometric_means(ratios)
     figures = {name: mean - less[name] for name, mean in means.items()}
     intervals = {name: [bound - less[name] for bound in each] for name, each in bounds.items()}
@@ -217,7 +221,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str,
 
 def _bytes_per_parameter(bench: Bench) -> float:
     """What isolation keeps beside the optimizer's moments."""
-    config = bench.configured(isolation={"warmup": 0, "refresh_every": 1})
+    config = bench.configured(isolation={"warmup": 1, "refresh_every": 1})
     engine = TorchEngine(build_model(bench.model, config), config, bench.plan.steps)
     Trainer(config, engine, bench.samples, bench.plan, 0, ranks=(0, 1)).step(0)
     isolation = engine.optimizer.isolation

@@ -123,9 +123,27 @@ def alike(ours, theirs, tolerance=1e-3):
         assert mine["density"] == pytest.approx(other["density"], abs=1e-4)
 
 
+LORA = {"rank": 4, "alpha": 8}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Both ranks' facts of every run that starts from the model, by name."""
+    folder = tmp_path_factory.mktemp("trained")
+    runs = {
+        **{f"stage {zero}": {"zero": zero} for zero in (1, 2, 3)},
+        **{f"none {zero}": {"zero": zero, "isolation": {"protect": 0.0}} for zero in (2, 3)},
+        **{f"off {zero}": {"zero": zero, "isolation": {"enabled": False}} for zero in (2, 3)},
+        **{f"adapters {zero}": {"zero": zero, "lora": LORA} for zero in (2, 3)},
+    }
+    masks = {name: str(folder / name) for name in runs if name.startswith("stage")}
+    found = on_two(folder, *((train, changes, masks.get(name)) for name, changes in runs.items()))
+    return dict(zip(runs, found, strict=True)), {name: f"{path}/mask.safetensors" for name, path in masks.items()}
+
+
 @pytest.mark.parametrize("zero", [1, 2, 3])
-def test_two_partitions_train_like_one_process_and_hold_what_is_protected(tmp_path, zero):
-    ranks = on_two(tmp_path, train, {"zero": zero}, str(tmp_path))
+def test_two_partitions_train_like_one_process_and_hold_what_is_protected(trained, zero):
+    ranks = trained[0][f"stage {zero}"]
     alone = Run(configured(engine="torch", workers=1)).train()
     facts = alone.facts()
     assert all(rank["held"] for rank in ranks)
@@ -135,66 +153,77 @@ def test_two_partitions_train_like_one_process_and_hold_what_is_protected(tmp_pa
     assert [row["density"] for row in ranks[0]["rows"]] == pytest.approx([0.2, 0.2], abs=1e-4)
     alike(ranks[0], facts)
     # The file that both ranks wrote is one mask of the whole model, near that of the run on one process.
-    isolation = {"source": "file", "mask_file": str(tmp_path / "mask.safetensors")}
+    isolation = {"source": "file", "mask_file": trained[1][f"stage {zero}"]}
     run = Run(configured(engine="torch", workers=1, isolation=isolation))
     both = sum(int((a & b).sum()) for (_, a), (_, b) in zip(alone.masks(), run.masks(), strict=True))
     assert both > 0.95 * sum(int(mask.sum()) for _, mask in alone.masks())
 
 
 @pytest.mark.parametrize("zero", [2, 3])
-def test_without_protection_a_run_is_that_of_the_plain_optimizer_bit_for_bit(tmp_path, zero):
-    none = on_two(tmp_path, train, {"zero": zero, "isolation": {"protect": 0.0}})
-    off = on_two(tmp_path, train, {"zero": zero, "isolation": {"enabled": False}})
-    assert none[0]["norms"] == off[0]["norms"]
-    for name, weight in off[0]["weights"].items():
-        assert torch.equal(none[0]["weights"][name], weight)
-
-
-def test_a_checkpoint_of_two_ranks_goes_on_at_any_stage_and_on_one(tmp_path):
-    saved = tmp_path / "checkpoint"
-    whole = on_two(tmp_path, train_half, {"zero": 2}, str(saved))[0]
-    assert checkpoint.step_of(saved) == 3
-    again = on_two(tmp_path, resume, {"zero": 2}, str(saved))[0]
-    assert again["rows"] == whole["rows"]
-    for name, weight in whole["weights"].items():
-        assert torch.equal(again["weights"][name], weight)
-    for changes in ({"zero": 3}, {"zero": 1}):
-        alike(on_two(tmp_path, resume, changes, str(saved))[0], whole)
-    alike(Run(configured(engine="torch", workers=1), saved=saved).train().facts(), whole)
-
-
-def test_a_checkpoint_of_stage_3_goes_on_bit_for_bit_and_at_stage_2(tmp_path):
-    saved = tmp_path / "checkpoint"
-    whole = on_two(tmp_path, train_half, {"zero": 3}, str(saved))[0]
-    again = on_two(tmp_path, resume, {"zero": 3}, str(saved))[0]
-    assert again["rows"] == whole["rows"]
-    for name, weight in whole["weights"].items():
-        assert torch.equal(again["weights"][name], weight)
-    alike(on_two(tmp_path, resume, {"zero": 2}, str(saved))[0], whole)
+def test_without_protection_a_run_is_that_of_the_plain_optimizer_bit_for_bit(trained, zero):
+    none, off = trained[0][f"none {zero}"][0], trained[0][f"off {zero}"][0]
+    assert none["norms"] == off["norms"]
+    for name, weight in off["weights"].items():
+        assert torch.equal(none["weights"][name], weight)
 
 
 @pytest.mark.parametrize("zero", [2, 3])
-def test_half_precision_keeps_protected_master_weights_and_resumes(tmp_path, zero):
-    saved, changes = tmp_path / "checkpoint", {"zero": zero, "precision": "bfloat16"}
-    whole = on_two(tmp_path, train_half, changes, str(saved))[0]
-    again = on_two(tmp_path, resume, changes, str(saved))[0]
-    assert whole["held"]
-    assert again["rows"] == whole["rows"]
-    for name, weight in whole["weights"].items():
-        assert torch.equal(again["weights"][name], weight)
-
-
-@pytest.mark.parametrize("zero", [2, 3])
-def test_adapters_train_alone_and_are_isolated(tmp_path, zero):
-    ranks = on_two(tmp_path, train, {"zero": zero, "lora": {"rank": 4, "alpha": 8}})
+def test_adapters_train_alone_and_are_isolated(trained, zero):
+    ranks = trained[0][f"adapters {zero}"]
     assert ranks[0]["weights"]
     assert all("lora" in name for name in ranks[0]["weights"])
     assert ranks[0]["rows"][0]["parameters"] == sum(weight.numel() for weight in ranks[0]["weights"].values())
-    alone = Run(configured(engine="torch", workers=1, lora={"rank": 4, "alpha": 8}))
+    alone = Run(configured(engine="torch", workers=1, lora=LORA))
     start = {name: param.detach().clone() for name, param in alone.engine.model.named_parameters()}
     alone.train()
     for name, param in alone.engine.model.named_parameters():
         assert "lora" in name or torch.equal(param, start[name])
+
+
+def same(left, right):
+    assert left["rows"] == right["rows"]
+    for name, weight in right["weights"].items():
+        assert torch.equal(left["weights"][name], weight)
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """Runs that saved a checkpoint on their way, by stage and precision, and those that went on from one."""
+    folder = tmp_path_factory.mktemp("halves")
+    whole = {
+        (zero, precision): {"zero": zero, "precision": precision}
+        for zero in (2, 3)
+        for precision in ("float32", "bfloat16")
+    }
+    saved = {key: str(folder / f"{key[0]}-{key[1]}") for key in whole}
+    on = [(key, key[0]) for key in whole] + [((2, "float32"), 1), ((2, "float32"), 3), ((3, "float32"), 2)]
+    jobs = [(train_half, changes, saved[key]) for key, changes in whole.items()]
+    jobs += [(resume, {**whole[key], "zero": zero}, saved[key]) for key, zero in on]
+    found = [ranks[0] for ranks in on_two(folder, *jobs)]
+    return dict(zip(whole, found, strict=False)), dict(zip(on, found[len(whole) :], strict=True)), saved
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("zero", [2, 3])
+def test_a_checkpoint_goes_on_bit_for_bit(halves, zero, precision):
+    """In half precision too, where what is protected is the master copy."""
+    whole, resumed, saved = halves
+    assert checkpoint.step_of(Path(saved[zero, precision])) == 3
+    assert whole[zero, precision]["held"]
+    same(resumed[(zero, precision), zero], whole[zero, precision])
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 3), (3, 2)])
+def test_a_checkpoint_goes_on_at_another_stage(halves, before, after):
+    whole, resumed, _ = halves
+    alike(resumed[(before, "float32"), after], whole[before, "float32"])
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_a_checkpoint_of_two_ranks_goes_on_on_one(halves, zero):
+    whole, _, saved = halves
+    run = Run(configured(engine="torch", workers=1), saved=Path(saved[zero, "float32"]))
+    alike(run.train().facts(), whole[zero, "float32"])
 
 
 def test_micro_batches_do_not_change_the_gradient():

@@ -82,7 +82,7 @@ MICRO = Tier(
     },
     shares=(0.125, 0.25, 0.5, 1.0),
     tuning={
-        "epochs": 3, "batch_size": 8, "micro_batch": 8, "lr": 1e-4, "warmup_share": 0.1, "max_length": 160,
+        "epochs": 3, "batch_size": 8, "micro_batch": 8, "lr": 1e-4, "warmup_share": 0.1, "max_length": 320,
         "workers": 1, "engine": "torch", "isolation": {"enabled": False},
     },
     engine={"kind": "transformers", "context": 192, "dtype": "float32", "max_in_flight": 128, "kv_cache_gib": 0.5},

@@ -85,7 +85,7 @@ def add_masks(page: Page, masks: dict[str, list[Any]], manifest: Manifest) -> No
     share = manifest.config.get("isolation", {}).get("protect", 0.0)
     page.section(
         "Isolation",
-        f"At every refresh the {share:.0%} of the parameters with the largest gradients are protected until the next. "
+        f"{_protected(manifest.config.get('isolation', {}))} "
         "Overlap is the Jaccard index; two random masks of this density would overlap as the dashed line says.",
     )
     changes = [place for place, value in enumerate(masks["jaccard_previous"]) if value is not None]
@@ -94,6 +94,15 @@ def add_masks(page: Page, masks: dict[str, list[Any]], manifest: Manifest) -> No
     page.grid([*(plots if changes else []), *_layer_plots(layers, share, masks["step"])])
     if not changes:
         page.callout("There was one mask and no second to compare it with.")
+
+
+def _protected(isolation: Mapping[str, Any]) -> str:
+    """What a mask holds, in a sentence."""
+    which = {"top": "the most important", "bottom": "the least important", "random": "randomly chosen"}
+    share, chosen = isolation.get("protect", 0.0), which[isolation.get("choose", "top")]
+    source = isolation.get("source", "evolving")
+    until = "until the next" if source == "evolving" else "to the end"
+    return f"At every refresh {share:.0%} of the parameters, {chosen} ones, are protected {until}."
 
 
 def columns(store: Store, having: str) -> dict[str, list[Any]]:

@@ -23,7 +23,14 @@ class IsolatedAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, params: Iterable[Any], *, clip: float = 0.0, **options: Any) -> None:
-        """Take parameters as AdamW does; gradients whose global norm is above `clip` are scaled to it, 0 does not."""
+        """Take parameters as AdamW does; gradients whose global norm is above `clip` are scaled to it, 0 does not.
+
+        Raises:
+            ValueError: an option of AdamW that the isolated step does not have.
+        """
+        for name in ("amsgrad", "capturable", "differentiable", "foreach", "fused"):
+            if options.get(name):
+                raise ValueError(f"IsolatedAdamW has no {name}; attach an Isolation to torch.optim.AdamW instead")
         super().__init__(params, fused=True, **options)  # one pass over the memory instead of ten
         self.clip = clip
         self.isolation: Isolation | None = None
