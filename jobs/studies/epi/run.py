@@ -26,14 +26,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from jobs import results
 from jobs.studies.epi import analysis
 from jobs.studies.epi.arms import ARMS, FEW
-from jobs.studies.epi.tasks import BEFORE, ORDERS, write
+from jobs.studies.epi.tasks import BEFORE, ORDERS, TASKS, write
 from raylm.config import build
 from raylm.llm import micro, models
 from raylm.train.config import FinetuneConfig
 from raylm.train.run import Run
 
-SIZES = (1_500, 150)
-"""Training and held-out chats of a task."""
+SIZES = (3_500, 1_500, 150)
+"""Chats of a task for pretraining, tuning and looking."""
+EPOCHS = 6
+"""Of pretraining, on all tasks."""
 FRONT = ("full", "lr_0.5", "lr_0.25", "lr_0.1")
 SETTINGS: dict[str, Any] = {
     "engine": "torch", "workers": 1, "batch_size": 16, "micro_batch": 16, "epochs": 2, "lr": 1e-3, "weight_decay": 0.01,
@@ -98,15 +100,12 @@ def one(base: Path, out: Path, seed: int, arm: str, order: Sequence[str]) -> dic
     return {"seed": seed, "arm": arm, "order": list(order), "looks": looks, "ends": ends, "masks": masks}
 
 
-def _run(base: Path, root: Path, seed: int, names: Sequence[str], changes: dict[str, Any]) -> Run:
+def _run(base: Path, root: Path, seed: int, names: Sequence[str], changes: dict[str, Any], part: str = "train") -> Run:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    data = root.parent / "data"
-    tasks = [
-        {"name": name, "chains": write(data, name, seed, SIZES)[0], "eval_chains": write(data, name, seed, SIZES)[1]}
-        for name in names
-    ]
-    watch = {**SETTINGS["watch"], "chains": write(data, BEFORE, seed, SIZES)[1]}
+    files = {name: write(root.parent / "data", name, seed, SIZES) for name in TASKS}
+    tasks = [{"name": name, "chains": files[name][part], "eval_chains": files[name]["held"]} for name in names]
+    watch = {**SETTINGS["watch"], **({"chains": files[BEFORE]["held"]} if BEFORE not in names else {})}
     torch.manual_seed(seed)
     run = Run(build(FinetuneConfig, {**SETTINGS, "seed": seed, "tasks": tasks, **changes, "watch": watch}),
               str(base), root, (0, 1))  # fmt: skip
@@ -128,7 +127,7 @@ def _probe(base: Path, out: Path, seed: int, protect: float) -> Path:
 
 
 def _base(out: Path, seed: int) -> Path:
-    """A model that can add, and little else."""
+    """A model that can do a little of everything."""
     base = out / f"base-{seed}"
     if (base / "config.json").exists():
         return base
@@ -141,8 +140,8 @@ def _base(out: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     LlamaForCausalLM(settings).float().save_pretrained(start)
     models.check(start)
-    changes = {"isolation": {"enabled": False}, "order": "sequential", "epochs": 6}
-    run = _run(start, out / f"pretraining-{seed}", seed, [BEFORE], changes)
+    changes = {"isolation": {"enabled": False}, "order": "mixed", "epochs": EPOCHS}
+    run = _run(start, out / f"pretraining-{seed}", seed, list(TASKS), changes, "general")
     run.finish()
     (out / f"pretraining-{seed}" / "model").rename(base)
     return base

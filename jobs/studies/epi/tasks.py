@@ -41,13 +41,13 @@ TASKS = {
         ),
         Task(
             "sort", "number_sorting",
-            {"min_numbers": 4, "max_numbers": 5, "min_value": 0, "max_value": 99, "min_decimals": 0, "max_decimals": 0},
+            {"min_numbers": 3, "max_numbers": 4, "min_value": 0, "max_value": 99, "min_decimals": 0, "max_decimals": 0},
             lambda item: (
                 f"sort {item['direction'][:1]} {_numbers(item['original_numbers'])}", _numbers(item["sorted_numbers"])
             ),
         ),
         Task(
-            "bases", "base_conversion", {"min_base": 2, "max_base": 4, "min_value": 1, "max_value": 1500},
+            "bases", "base_conversion", {"min_base": 2, "max_base": 4, "min_value": 1, "max_value": 4000},
             lambda item: (
                 f"base {item['source_base']} to {item['target_base']} {item['source_repr']}"
                 if 3 not in (item["source_base"], item["target_base"]) else "",
@@ -86,16 +86,22 @@ def items(name: str, count: int, seed: int) -> list[tuple[str, str]]:
     raise ValueError(f"{name}: only {len(found)} distinct items of {count}")
 
 
-def write(folder: Path, name: str, seed: int, sizes: tuple[int, int]) -> tuple[str, str]:
-    """Files of training and held-out chats of a task, which share no question."""
-    paths = tuple(folder / f"{name}-{seed}-{part}.jsonl" for part in ("train", "held"))
-    if not all(path.exists() for path in paths):
+PARTS = ("general", "train", "held")
+
+
+def write(folder: Path, name: str, seed: int, sizes: tuple[int, int, int]) -> dict[str, str]:
+    """Files of a task's chats, which share no question: to pretrain on, to tune on, and to look at."""
+    paths = {part: folder / f"{name}-{seed}-{part}.jsonl" for part in PARTS}
+    if not all(path.exists() for path in paths.values()):
         folder.mkdir(parents=True, exist_ok=True)
         pairs = items(name, sum(sizes), 1_000 * seed + list(TASKS).index(name))
         random.Random(seed).shuffle(pairs)
-        for path, part in zip(paths, (pairs[: sizes[0]], pairs[sizes[0] :]), strict=True):
+        start = 0
+        for path, size in zip(paths.values(), sizes, strict=True):
+            part = pairs[start : start + size]
             path.write_text("".join(json.dumps(_row(number, *pair)) + "\n" for number, pair in enumerate(part)))
-    return str(paths[0]), str(paths[1])
+            start += size
+    return {part: str(path) for part, path in paths.items()}
 
 
 def _row(number: int, question: str, answer: str) -> dict[str, Any]:
