@@ -1,0 +1,1 @@
+"""Does evolving isolation reduce forgetting?"""
