@@ -100,7 +100,9 @@ def one(base: Path, out: Path, seed: int, arm: str, order: Sequence[str]) -> dic
     return {"seed": seed, "arm": arm, "order": list(order), "looks": looks, "ends": ends, "masks": masks}
 
 
-def _run(base: Path, root: Path, seed: int, names: Sequence[str], changes: dict[str, Any], part: str = "train") -> Run:
+def _run(
+    base: Path, root: Path, seed: int, names: Sequence[str], changes: dict[str, Any], *, part: str = "train"
+) -> Run:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     files = {name: write(root.parent / "data", name, seed, SIZES) for name in TASKS}
@@ -141,7 +143,7 @@ def _base(out: Path, seed: int) -> Path:
     LlamaForCausalLM(settings).float().save_pretrained(start)
     models.check(start)
     changes = {"isolation": {"enabled": False}, "order": "mixed", "epochs": EPOCHS}
-    run = _run(start, out / f"pretraining-{seed}", seed, list(TASKS), changes, "general")
+    run = _run(start, out / f"pretraining-{seed}", seed, list(TASKS), changes, part="general")
     run.finish()
     (out / f"pretraining-{seed}" / "model").rename(base)
     return base
