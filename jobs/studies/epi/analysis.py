@@ -9,7 +9,10 @@ import numpy as np
 
 RESAMPLES = 2_000
 Run = Mapping[str, Any]
-"""`arm`, `seed`, `order` (names of the tasks), `looks` {set: {step: share got right}}, `ends` {task: last step}."""
+"""`arm`, `seed`, `order` (names of the tasks), `looks` {set: {step: share got right}}, `ends` {task: last step},
+`distance` (L2 norm of all that the weights moved), `masks` (rows of the isolation's log)."""
+Figure = tuple[float, list[float]]
+"""A mean with its 95% interval."""
 
 
 def forgetting(run: Run) -> float:
@@ -27,29 +30,71 @@ def final(run: Run) -> float:
     return float(np.mean([looks[max(looks)] for looks in run["looks"].values()]))
 
 
+def distance(run: Run) -> float:
+    """How far all weights together moved, L2."""
+    return float(run["distance"])
+
+
 MEASURES: dict[str, Callable[[Run], float]] = {"forgetting": forgetting, "new_task": learned, "final": final}
 
 
-def mean(runs: Sequence[Run], arm: str, measure: str) -> tuple[float, list[float]]:
-    """Mean of an arm over seeds and orders with its 95% interval, by bootstrap over the runs."""
-    values = np.array([MEASURES[measure](run) for run in runs if run["arm"] == arm])
-    draws = np.random.default_rng(0).choice(values, size=(RESAMPLES, len(values))).mean(1)
-    return float(values.mean()), [float(bound) for bound in np.quantile(draws, [0.025, 0.975])]
+def interval(values: Sequence[float]) -> Figure:
+    """Mean with its 95% interval, by bootstrap over the values."""
+    found = np.array(values)
+    draws = np.random.default_rng(0).choice(found, size=(RESAMPLES, len(found))).mean(1)
+    return float(found.mean()), [float(bound) for bound in np.quantile(draws, [0.025, 0.975])]
 
 
-def beyond_front(runs: Sequence[Run], arm: str, front: Sequence[str]) -> tuple[float, list[float]]:
-    """How much less an arm forgets than the front at the same plasticity; positive is better than the front.
+def by_key(runs: Sequence[Run], arm: str) -> dict[tuple[int, tuple[str, ...]], Run]:
+    """Runs of an arm by seed and order."""
+    return {(run["seed"], tuple(run["order"])): run for run in runs if run["arm"] == arm}
+
+
+def best(runs: Sequence[Run], arms: Sequence[str], measure: str = "final") -> str:
+    """Of some arms the one with the highest mean, the first of equal ones."""
+    return max(arms, key=lambda arm: float(np.mean([MEASURES[measure](r) for r in by_key(runs, arm).values()])))
+
+
+def mean(runs: Sequence[Run], arm: str, measure: str) -> Figure:
+    """Mean of an arm over seeds and orders."""
+    return interval([MEASURES[measure](run) for run in by_key(runs, arm).values()])
+
+
+def difference(runs: Sequence[Run], arm: str, other: str, measure: str) -> Figure:
+    """An arm minus another one, in pairs of the same seed and order."""
+    left, right = by_key(runs, arm), by_key(runs, other)
+    return interval([MEASURES[measure](left[key]) - MEASURES[measure](right[key]) for key in sorted(left)])
+
+
+def beyond_front(runs: Sequence[Run], arm: str, front: Sequence[str], at: Callable[[Run], float] = learned) -> Figure:
+    """How much less an arm forgets than the front where `at` is the same; positive is better than the front.
 
     The front is that of `front` arms, the learning rates, in the same seed and order: forgetting against plasticity,
-    linear between its points and constant beyond its ends. Bootstrap over pairs of seed and order.
+    or against the distance moved, linear between its points and constant beyond its ends.
     """
-    keys = sorted({(run["seed"], tuple(run["order"])) for run in runs if run["arm"] == arm})
     gaps = []
-    for key in keys:
-        here = [run for run in runs if (run["seed"], tuple(run["order"])) == key]
-        points = sorted((learned(run), forgetting(run)) for run in here if run["arm"] in front)
-        (own,) = [run for run in here if run["arm"] == arm]
-        at = np.interp(learned(own), [x for x, _ in points], [y for _, y in points])
-        gaps.append(float(at) - forgetting(own))
-    draws = np.random.default_rng(0).choice(np.array(gaps), size=(RESAMPLES, len(gaps))).mean(1)
-    return float(np.mean(gaps)), [float(bound) for bound in np.quantile(draws, [0.025, 0.975])]
+    for key, own in sorted(by_key(runs, arm).items()):
+        points = sorted((at(run), forgetting(run)) for other in front for run in [by_key(runs, other)[key]])
+        expected = np.interp(at(own), [x for x, _ in points], [y for _, y in points])
+        gaps.append(float(expected) - forgetting(own))
+    return interval(gaps)
+
+
+def drift(runs: Sequence[Run], arm: str) -> dict[str, Figure]:
+    """Overlap of the last mask with the first, from disjoint batches, and the ceiling that noise sets to it."""
+    last = [run["masks"][-1] for run in by_key(runs, arm).values()]
+    return {
+        "drift_overlap": interval([mask["halves_first"] for mask in last]),
+        "drift_noise_ceiling": interval([mask["noise_ceiling"] for mask in last]),
+    }
+
+
+def interference(runs: Sequence[Run], arm: str, alone: str) -> Figure:
+    """Points that a task ends below a run of arm `alone` on this task only."""
+    single = {(run["seed"], run["order"][0]): run for run in runs if run["arm"] == alone and len(run["order"]) == 1}
+    gaps = []
+    for (seed, order), run in sorted(by_key(runs, arm).items()):
+        if len(order) > 1:
+            looks = run["looks"]
+            gaps += [learned(single[seed, task]) - looks[task][max(looks[task])] for task in order]
+    return interval(gaps)

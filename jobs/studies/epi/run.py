@@ -1,12 +1,13 @@
 """Does evolving isolation move the front of forgetting against plasticity?
 
-    python -m jobs.studies.epi.run [--seeds 0 1 2] [--arms NAME ...] [--rows-only] [--threads N]
+    python -m jobs.studies.epi.run [--select 0] [--seeds 1 2 3] [--arms NAME ...] [--rows-only] [--threads N]
         [--out runs/studies/epi]
 
-A Llama of half a million parameters is pretrained on sums, and then tuned on four unlike tasks, one after the other, in
-two orders, or mixed. Every few steps it is looked at what it gets right of all five. All arms of a seed share model,
-data, batches and number of steps; learning rates of full fine-tuning are the front that isolation has to pass. Finished
-runs are lines of rows-SEED.jsonl, and the same command goes on from them. The result is studies/results/epi.json.
+A Llama of half a million parameters is pretrained on five unlike tasks, and then tuned on four of them, one after the
+other, in two orders, or mixed. It is looked at what it gets right of all five. All arms of a seed share model, data,
+batches and number of steps; learning rates of full fine-tuning are the front that isolation has to pass. Each family of
+arms has its setting chosen on one seed, by the mean score in the end, and is reported on the others. Finished runs are
+lines of rows-SEED.jsonl, and the same command goes on from them. The result is studies/results/epi.json.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from jobs import results
 from jobs.studies.epi import analysis
-from jobs.studies.epi.arms import ARMS, FEW
+from jobs.studies.epi.arms import ALONE, ARMS, FAMILIES, FRONT, MIXED
 from jobs.studies.epi.tasks import BEFORE, ORDERS, TASKS, write
 from raylm.config import build
 from raylm.llm import micro, models
@@ -34,46 +35,63 @@ from raylm.train.run import Run
 
 SIZES = (3_500, 1_500, 150)
 """Chats of a task for pretraining, tuning and looking."""
-EPOCHS = 6
+EPOCHS = 3
 """Of pretraining, on all tasks."""
-FRONT = ("full", "lr_0.5", "lr_0.25", "lr_0.1")
 SETTINGS: dict[str, Any] = {
-    "engine": "torch", "workers": 1, "batch_size": 16, "micro_batch": 16, "epochs": 2, "lr": 1e-3, "weight_decay": 0.01,
-    "warmup_share": 0.05, "max_length": 96, "checkpoint_every": 1_000_000, "watch": {"every": 0.05},
+    "engine": "torch", "workers": 1, "batch_size": 16, "micro_batch": 16, "epochs": 2, "lr": 4e-4, "weight_decay": 0.01,
+    "warmup_share": 0.05, "max_length": 96, "checkpoint_every": 1_000_000, "watch": {"every": 0.125},
 }  # fmt: skip
 
 
-def main(seeds: Sequence[int], arms: Sequence[str], out: Path, rows_only: bool) -> None:
+def main(select: int, seeds: Sequence[int], arms: Sequence[str], out: Path, rows_only: bool) -> None:
     """Make what is missing, and write the result unless other runs are still to come."""
-    rows: list[dict[str, Any]] = []
-    for seed in seeds:
-        out.mkdir(parents=True, exist_ok=True)
-        file = out / f"rows-{seed}.jsonl"
-        found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        done = {(row["arm"], *row["order"]) for row in found}
-        for row in _seed(seed, arms, out, done):
-            found.append(row)
-            with file.open("a") as sink:
-                sink.write(json.dumps(row) + "\n")
-        rows += found
+    tried = list(_seed(select, arms, (), out))
+    if rows_only and arms != list(ARMS):
+        return
+    chosen = {family: analysis.best(_sequences(tried), list(members)) for family, members in FAMILIES.items()}
+    print(f"chosen on seed {select}: {chosen}", file=sys.stderr)
+    wanted = list(dict.fromkeys([*FRONT, *chosen.values()]))
+    mixed = [chosen[family] for family in MIXED]
+    rows = [row for seed in seeds for row in _seed(seed, wanted, mixed, out)]
     if rows_only:
         return
-    figures, intervals = summarise(rows)
-    print(results.write("studies/results/epi", figures, rows, intervals=intervals, seeds=seeds))
+    figures, intervals = summarise(rows, chosen)
+    figures["tried"] = measures(_sequences(tried), ARMS)
+    print(results.write("studies/results/epi", figures, tried + rows, intervals=intervals, seeds=[select, *seeds]))
 
 
-def _seed(seed: int, arms: Sequence[str], out: Path, done: set[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
-    """All runs of one seed that are not done."""
+def _seed(seed: int, arms: Sequence[str], mixed: Sequence[str], out: Path) -> Iterator[dict[str, Any]]:
+    """All rows of one seed, those that are in its file and those made now."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"rows-{seed}.jsonl"
     base = _base(out, seed)
     for arm in arms:
-        for order in (*ORDERS, *([("mixed",)] if arm in FEW else [])):
-            if (arm, *order) in done:
-                continue
-            start = time.monotonic()
-            row = one(base, out, seed, arm, order)
-            said = {name: round(measure(row), 3) for name, measure in analysis.MEASURES.items()}
-            print(f"seed {seed} {arm} {' '.join(order)} ({time.monotonic() - start:.0f} s): {said}", file=sys.stderr)
+        alone = [(task,) for task in ORDERS[0]] if arm == ALONE and mixed else []
+        for order in (*ORDERS, *([("mixed",)] if arm in mixed else []), *alone):
+            if (row := _found(file, arm, order)) is None:
+                start = time.monotonic()
+                row = one(base, out, seed, arm, order)
+                with file.open("a") as sink:
+                    sink.write(json.dumps(row) + "\n")
+                said = {name: round(measure(row), 3) for name, measure in analysis.MEASURES.items()}
+                print(
+                    f"seed {seed} {arm} {' '.join(order)} ({time.monotonic() - start:.0f} s): {said}", file=sys.stderr
+                )
             yield row
+
+
+def _found(file: Path, arm: str, order: Sequence[str]) -> dict[str, Any] | None:
+    """The row of a run that is done."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for row in rows:
+        if row["arm"] == arm and row["order"] == list(order):
+            looks = {name: {int(step): value for step, value in found.items()} for name, found in row["looks"].items()}
+            return {**row, "looks": looks}
+    return None
+
+
+def _sequences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if len(row["order"]) > 1]
 
 
 def one(base: Path, out: Path, seed: int, arm: str, order: Sequence[str]) -> dict[str, Any]:
@@ -88,7 +106,7 @@ def one(base: Path, out: Path, seed: int, arm: str, order: Sequence[str]) -> dic
         changes["isolation"] = isolation
     scoped = isolation.get("scope") == "per_task"
     how = ("by_task" if scoped else "mixed") if mixed else "sequential"
-    run = _run(base, out / f"run-{seed}", seed, names, {**changes, "lr": lr, "order": how})
+    run = _run(base, out / f"run-{seed}-{arm}", seed, names, {**changes, "lr": lr, "order": how})
     looks: dict[str, dict[int, float]] = {}
     for row in run.watch.rows:
         looks.setdefault(row["set"], {})[row["step"]] = row["exact"]
@@ -97,7 +115,21 @@ def one(base: Path, out: Path, seed: int, arm: str, order: Sequence[str]) -> dic
         ends = {run.plan.task_at(step): step + 1 for step in range(run.plan.steps)}
     kept = run.engine.optimizer.isolation
     masks = [{key: mask[key] for key in mask if key != "layers"} for mask in kept.log] if kept is not None else []
-    return {"seed": seed, "arm": arm, "order": list(order), "looks": looks, "ends": ends, "masks": masks}
+    moved = _distance(base, run)
+    shutil.rmtree(out / f"run-{seed}-{arm}")
+    return {"seed": seed, "arm": arm, "order": list(order), "looks": looks, "ends": ends, "distance": moved,
+            "masks": masks}  # fmt: skip
+
+
+def _distance(base: Path, run: Run) -> float:
+    """L2 norm of what training changed."""
+    from safetensors.torch import load_file
+
+    start = load_file(base / "model.safetensors")
+    model = run.engine.model
+    model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    now = {name: value.detach() for name, value in model.state_dict().items() if name in start}
+    return float(torch.sqrt(sum(((now[name] - start[name]) ** 2).sum() for name in now)))
 
 
 def _run(
@@ -149,34 +181,42 @@ def _base(out: Path, seed: int) -> Path:
     return base
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Forgetting, plasticity and the place beside the front of every arm, in sequences and mixed."""
-    figures: dict[str, Any] = {}
-    intervals: dict[str, list[float]] = {}
-    rows = [{**row, "looks": _numbers(row["looks"])} for row in rows]
-    sequences = [row for row in rows if row["order"] != ["mixed"]]
+def summarise(rows: Sequence[dict[str, Any]], chosen: dict[str, str]) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Every family's chosen arm on seeds that it was not chosen on: its measures, and its place beside the front."""
+    sequences = _sequences(rows)
     mixed = [row for row in rows if row["order"] == ["mixed"]]
-    for arm in dict.fromkeys(row["arm"] for row in sequences):
+    found = {f"forgetting_{arm}": analysis.mean(sequences, arm, "forgetting") for arm in FRONT}
+    found |= {f"new_task_{arm}": analysis.mean(sequences, arm, "new_task") for arm in FRONT}
+    for family, arm in chosen.items():
         for measure in analysis.MEASURES:
-            figures[f"{measure}_{arm}"], intervals[f"{measure}_{arm}"] = analysis.mean(sequences, arm, measure)
-        figures[f"beyond_front_{arm}"], intervals[f"beyond_front_{arm}"] = analysis.beyond_front(sequences, arm, FRONT)
-    for arm in dict.fromkeys(row["arm"] for row in mixed):
-        figures[f"mixed_final_{arm}"], intervals[f"mixed_final_{arm}"] = analysis.mean(mixed, arm, "final")
-    return figures, intervals
+            found[f"{measure}_{family}"] = analysis.mean(sequences, arm, measure)
+        found[f"beyond_front_{family}"] = analysis.beyond_front(sequences, arm, FRONT)
+        found[f"beyond_front_by_distance_{family}"] = analysis.beyond_front(sequences, arm, FRONT, analysis.distance)
+        found[f"interference_{family}"] = analysis.interference(rows, arm, ALONE)
+    for family, other in chosen.items():
+        for measure in analysis.MEASURES if family != "epi" else ():
+            key = f"{measure}_epi_minus_{family}"
+            found[key] = analysis.difference(sequences, chosen["epi"], other, measure)
+    for family in MIXED:
+        found[f"mixed_final_{family}"] = analysis.mean(mixed, chosen[family], "final")
+    found |= analysis.drift(sequences, chosen["epi"])
+    figures: dict[str, Any] = {"chosen": chosen} | {key: value for key, (value, _) in found.items()}
+    return figures, {key: bounds for key, (_, bounds) in found.items()}
 
 
-def _numbers(looks: dict[str, dict[Any, float]]) -> dict[str, dict[int, float]]:
-    """JSON made text of the steps."""
-    return {name: {int(step): value for step, value in found.items()} for name, found in looks.items()}
+def measures(rows: Sequence[dict[str, Any]], arms: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Means of the arms by measure, for the seed that they are chosen on."""
+    return {arm: {name: round(analysis.mean(rows, arm, name)[0], 4) for name in analysis.MEASURES} for arm in arms}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--select", type=int, default=0, help="seed on which each family's setting is chosen")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="those on which it is reported")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--rows-only", action="store_true", help="run these and write no result")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process")
     parser.add_argument("--out", type=Path, default=Path("runs/studies/epi"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    main(options.seeds, options.arms, options.out, options.rows_only)
+    main(options.select, options.seeds, options.arms, options.out, options.rows_only)
