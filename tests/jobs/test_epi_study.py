@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.studies.epi import analysis, tasks
+from jobs.studies.epi import analysis, tasks, tiers
 from jobs.studies.epi import run as study
-from jobs.studies.epi.arms import ARMS, FAMILIES, FRONT, MIXED
+from jobs.studies.epi.tiers import MICRO, TIERS
 from raylm.config import build
 from raylm.train.config import FinetuneConfig
 
@@ -64,15 +64,15 @@ def test_interference_is_what_a_sequence_costs_against_a_run_alone():
     assert analysis.interference(runs, "full", "full")[0] == pytest.approx(0.4)
 
 
-def test_every_arm_is_a_config_of_the_trainer():
-    assert set(MIXED) <= set(FAMILIES)
-    assert set(FRONT) <= set(ARMS)
-    for changes in ARMS.values():
+@pytest.mark.parametrize("tier", TIERS.values(), ids=list(TIERS))
+def test_every_arm_is_a_config_of_the_trainer(tier):
+    assert set(tier.mixed) <= set(tier.families)
+    for changes in tier.arms.values():
         settings = {key: value for key, value in changes.items() if key != "lr_factor"}
         if settings.get("isolation", {}).get("source") == "file":
             settings["isolation"] = {**settings["isolation"], "mask_file": "x"}
-        named = [{"name": name, "chains": "x"} for name in tasks.TASKS]
-        build(FinetuneConfig, {**study.SETTINGS, **settings, "tasks": named, "order": "sequential"})
+        named = [{"name": name, "chains": "x"} for name in tier.orders[0]]
+        build(FinetuneConfig, {**tier.settings, **settings, "tasks": named, "order": "sequential"})
 
 
 def test_parts_of_a_task_share_no_question(tmp_path):
@@ -84,9 +84,9 @@ def test_parts_of_a_task_share_no_question(tmp_path):
 
 
 def test_runs_are_kept_and_gone_on_from(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(study, "SIZES", (32, 32, 8))
-    monkeypatch.setattr(study, "EPOCHS", 1)
-    rows = list(study._seed(0, ["full", "epi_0.5"], ["epi_0.5"], tmp_path))
+    monkeypatch.setattr(tiers, "SIZES", (32, 32, 8))
+    monkeypatch.setattr(tiers, "EPOCHS", 1)
+    rows = list(study.rows_of(MICRO, 0, ["full", "epi_0.5"], ["epi_0.5"], tmp_path))
     alone = [("full", 1)] * 4
     sequences, mixed = [("full", 4)] * 2, [("epi_0.5", 4)] * 2 + [("epi_0.5", 1)]
     assert [(row["arm"], len(row["order"])) for row in rows] == [*sequences, *alone, *mixed]
@@ -97,5 +97,5 @@ def test_runs_are_kept_and_gone_on_from(tmp_path, monkeypatch, capsys):
         assert bool(row["masks"]) == (row["arm"] == "epi_0.5")
     assert [row["ends"][task] for row in rows[:1] for task in row["order"]] == [4, 8, 12, 16]
     lines = (tmp_path / "rows-0.jsonl").read_text()
-    assert list(study._seed(0, ["full", "epi_0.5"], ["epi_0.5"], tmp_path)) == rows
+    assert list(study.rows_of(MICRO, 0, ["full", "epi_0.5"], ["epi_0.5"], tmp_path)) == rows
     assert (tmp_path / "rows-0.jsonl").read_text() == lines

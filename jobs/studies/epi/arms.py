@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 OFF = {"isolation": {"enabled": False}}
@@ -13,7 +14,7 @@ def isolated(**changes: Any) -> dict[str, Any]:
 
 
 SHARES = (0.05, 0.2, 0.5)
-FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
+FAMILIES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "tuned_lr": {"full": OFF} | {f"lr_{f}": {**OFF, "lr_factor": f} for f in (0.5, 0.25, 0.1)},
     "epi": {f"epi_{p}": isolated(protect=p, measure_noise=True) for p in SHARES},
     "epi_tasks": {f"epi_tasks_{p}": isolated(protect=p, scope="per_task") for p in SHARES},
@@ -47,9 +48,3 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Family to its arms; an arm is what differs from the study's settings. `probe` takes the mask of what moved most in a
 run on all tasks; `lr_factor` multiplies the learning rate."""
-ARMS = {name: changes for family in FAMILIES.values() for name, changes in family.items()}
-FRONT = tuple(FAMILIES["tuned_lr"])
-MIXED = ("tuned_lr", "epi", "static", "random")
-"""Families that are run with all tasks mixed as well."""
-ALONE = "full"
-"""Arm that is run on each task alone too."""

@@ -41,7 +41,7 @@ TASKS = {
         ),
         Task(
             "sort", "number_sorting",
-            {"min_numbers": 3, "max_numbers": 4, "min_value": 0, "max_value": 99, "min_decimals": 0, "max_decimals": 0},
+            {"min_numbers": 4, "max_numbers": 5, "min_value": 0, "max_value": 9, "min_decimals": 0, "max_decimals": 0},
             lambda item: (
                 f"sort {item['direction'][:1]} {_numbers(item['original_numbers'])}", _numbers(item["sorted_numbers"])
             ),
