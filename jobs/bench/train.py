@@ -1,12 +1,13 @@
 """How fast is the trainer, beside TRL's and a bare loop, and what does isolation cost?
 
-    python -m jobs.bench.train [--model M] [--chains PATH] [--steps N] [--repeats N]
+    python -m jobs.bench.train [--model M] [--chains PATH] [--steps N] [--repeats N] [--rounds N]
 
 Every arm takes the same optimizer steps on the same tokenized chains in the same batches: full fine-tuning with AdamW
 in fp32, one process, padding to the longest of a micro-batch (one arm packs), loss on the responses alone. Arms run one
 after another in every repeat, each on a fresh copy of the model, in an order that rotates; ratios are of tokens per
-second in the same repeat, so that what else the machine does hits all arms alike. Without --chains, arithmetic problems
-with written-out solutions stand in for a synthesized set.
+second in the same repeat, so that what else the machine does hits all arms alike. The cost of isolation is a few
+percent of a step, so that its three arms (none, a mask that stays, a new mask at every step) take turns step by step in
+one process. Without --chains, arithmetic problems with written-out solutions stand in for a synthesized set.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Bench:
         torch.set_num_threads(self.threads)
         self.model = str(models.resolve(options.model).path)
         self.tokenizer = models.load_tokenizer(self.model)
-        self.steps = options.steps
+        self.steps, self.rounds = options.steps, options.rounds
         self.config = self.configured()
         rows = read_chains(options.chains)[0] if options.chains else _sums(160)
         self.samples = encode(rows, self.tokenizer, self.config)
@@ -58,7 +59,8 @@ class Bench:
         """The trainer's config with `changes`."""
         base = {
             "model": self.model, "workers": 1, "engine": "torch", "batch_size": 16, "micro_batch": 8, "lr": 2e-5,
-            "epochs": 1000, "max_steps": WARM + self.steps, "isolation": {"enabled": False}, "max_length": 512,
+            "epochs": 1000, "max_steps": WARM + max(self.steps, self.rounds), "max_length": 512,
+            "isolation": {"enabled": False},
         }  # fmt: skip
         return build(FinetuneConfig, base | changes)
 
@@ -73,16 +75,19 @@ class Bench:
 
 def ours(bench: Bench, **changes: Any) -> float:
     """Seconds of raylm's trainer."""
-    config = bench.configured(**changes)
-    model = build_model(bench.model, config)
-    engine = make_engine(model, config, 1, bench.plan.steps)
-    trainer = Trainer(config, engine, bench.samples, bench.plan, bench.tokenizer.pad_token_id or 0, ranks=(0, 1))
+    trainer = _trainer(bench, **changes)
     start = 0.0
     for step in range(WARM + bench.steps):
         if step == WARM:
             start = time.monotonic()
         trainer.step(step)
     return time.monotonic() - start
+
+
+def _trainer(bench: Bench, **changes: Any) -> Trainer:
+    config = bench.configured(**changes)
+    engine = make_engine(build_model(bench.model, config), config, 1, bench.plan.steps)
+    return Trainer(config, engine, bench.samples, bench.plan, bench.tokenizer.pad_token_id or 0, ranks=(0, 1))
 
 
 def bare(bench: Bench) -> float:
@@ -166,10 +171,31 @@ ARMS: dict[str, Arm] = {
     "bare": bare,
     "trl": trl,
     "packed": lambda bench: ours(bench, packing=True),
-    "epi": lambda bench: ours(bench, isolation={"warmup": 1, "refresh_every": 1}),
-    "epi_held": lambda bench: ours(bench, isolation={"warmup": 1, "source": "static"}),
     "deepspeed": deepspeed,
 }
+ISOLATED: dict[str, dict[str, Any]] = {
+    "none": {"enabled": False},
+    "held": {"warmup": 1, "source": "static"},
+    "renewed": {"warmup": 1, "refresh_every": 1},
+}
+"""Settings of isolation whose steps take turns."""
+
+
+def take_turns(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds of a step of every isolated arm, a row a round; a round takes the same batch in all of them."""
+    bench = Bench(options)
+    trainers = {name: _trainer(bench, isolation=settings) for name, settings in ISOLATED.items()}
+    names, rows = list(trainers), []
+    for step in range(WARM + options.rounds):
+        row: dict[str, Any] = {"round": step - WARM}
+        for turn in range(len(names)):
+            name = names[(step + turn) % len(names)]
+            start = time.monotonic()
+            trainers[name].step(step)
+            row[name] = time.monotonic() - start
+        print(f"isolation, round {step - WARM}: {row}", file=sys.stderr, flush=True)
+        rows += [row] if step >= WARM else []
+    return rows
 
 
 def _measure(name: str, options: argparse.Namespace) -> float:
@@ -189,15 +215,19 @@ def main(options: argparse.Namespace) -> None:
                 row[name] = child.apply(_measure, (name, options))
             print(f"{repeat} {name}: {bench.tokens() / row[name]:.1f} tokens/s", file=sys.stderr, flush=True)
         rows.append(row)
-    figures, intervals = summarise(rows)
+    with multiprocessing.get_context("spawn").Pool(1) as child:
+        turns = child.apply(take_turns, (options,))
+    figures, intervals = summarise(rows, turns)
     figures |= {"steps": bench.steps, "batch_size": bench.config.batch_size, "threads": bench.threads}
     figures |= {"mean_tokens": statistics.fmean(len(sample.ids) for sample in bench.samples)}
     figures |= {"mean_label_tokens": statistics.fmean(sample.label_tokens for sample in bench.samples)}
     figures |= {"epi_bytes_per_parameter": _bytes_per_parameter(bench), "model": options.model}
-    print(results.write("bench/results/train", figures, rows, intervals=intervals, seeds=[bench.config.seed]))
+    print(results.write("bench/results/train", figures, rows + turns, intervals=intervals, seeds=[bench.config.seed]))
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, list[float]]]:
+def summarise(
+    rows: Sequence[dict[str, Any]], turns: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Ratios as geometric means over repeats with 95% intervals; overheads are shares of a step."""
     ratios = {
         "sft_vs_trl": [row["trl"] / row["ours"] for row in rows],
@@ -205,11 +235,11 @@ def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str,
         "deepspeed_vs_torch": [row["ours"] / row["deepspeed"] for row in rows],
         "packed_vs_padded": [row["ours"] / row["packed"] for row in rows],
         "packed_vs_trl": [row["trl"] / row["packed"] for row in rows],
-        "epi_step_overhead": [row["epi_held"] / row["ours"] for row in rows],
+        "epi_step_overhead": [row["held"] / row["none"] for row in turns],
         # 49 steps between two refreshes, and one that makes the mask anew.
-        "epi_amortised_overhead_k50": [(49 * row["epi_held"] + row["epi"]) / 50 / row["ours"] for row in rows],
+        "epi_amortised_overhead_k50": [(49 * row["held"] + row["renewed"]) / 50 / row["none"] for row in turns],
+        "refresh_in_steps": [1 + (row["renewed"] - row["held"]) / row["none"] for row in turns],
     }
-    ratios["refresh_in_steps"] = [1 + (row["epi"] - row["epi_held"]) / row["ours"] for row in rows]
     less = {name: float("overhead" in name or name == "refresh_in_steps") for name in ratios}
     means, bounds = results.geometric_means(ratios)
     figures = {name: mean - less[name] for name, mean in means.items()}
@@ -251,4 +281,5 @@ if __name__ == "__main__":
     parser.add_argument("--chains", default="", help="a synthesize artefact or file; default: written-out sums")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=12, help="steps of each isolated arm")
     main(parser.parse_args())
