@@ -1,7 +1,7 @@
 """Does evolving isolation move the front of forgetting against plasticity?
 
     python -m jobs.studies.epi.run [--tier micro|real] [--select 0] [--seeds 1 2 3] [--arms NAME ...] [--rows-only]
-        [--threads N] [--out runs/studies]
+        [--shard I N] [--threads N] [--out runs/studies]
 
 micro: a Llama of half a million parameters is pretrained on five unlike tasks, and then tuned on four of them, one
 after the other, in two orders, or mixed. real: SmolLM2-135M on worked solutions, SQL, descriptions and intents. It is
@@ -30,17 +30,19 @@ from jobs.studies.epi.tiers import TIERS, Tier
 from raylm.train.run import Run
 
 
-def main(tier: Tier, out: Path, *, select: int, seeds: Sequence[int], arms: Sequence[str], rows_only: bool) -> None:
+def main(tier: Tier, out: Path, options: argparse.Namespace) -> None:
     """Make what is missing, and write the result unless other runs are still to come."""
-    tried = list(rows_of(tier, select, arms or list(tier.arms), (), out))
-    if arms:
+    select, seeds, shard = options.select, options.seeds, tuple(options.shard)
+    arms = list(tier.arms) if options.arms in ([], ["all"]) else options.arms
+    tried = list(rows_of(tier, select, arms, (), out, shard))
+    if options.arms:
         return
     chosen = {family: analysis.best(_sequences(tried), list(members)) for family, members in tier.families.items()}
     print(f"chosen on seed {select}: {chosen}", file=sys.stderr)
     wanted = list(dict.fromkeys([*tier.front, *chosen.values()]))
     mixed = [chosen[family] for family in tier.mixed]
-    rows = [row for seed in seeds for row in rows_of(tier, seed, wanted, mixed, out)]
-    if rows_only:
+    rows = [row for seed in seeds for row in rows_of(tier, seed, wanted, mixed, out, shard)]
+    if options.rows_only:
         return
     figures, intervals = summarise(tier, rows, chosen)
     figures["tried"] = measures(_sequences(tried), tier.arms)
@@ -90,11 +92,12 @@ def one(tier: Tier, base: Path, out: Path, *, seed: int, arm: str, order: Sequen
     lr = tier.settings["lr"] * changes.pop("lr_factor", 1.0)
     isolation = dict(changes.get("isolation", {}))
     if isolation.get("source") == "file":
-        isolation["mask_file"] = str(_probe(tier, base, out, seed, isolation["protect"]))
+        with _locked(out / f"probe-{seed}"):
+            isolation["mask_file"] = str(_probe(tier, base, out, seed, isolation["protect"]))
         changes["isolation"] = isolation
     scoped = isolation.get("scope") == "per_task"
     how = ("by_task" if scoped else "mixed") if mixed else "sequential"
-    folder = out / f"run-{seed}-{arm}"
+    folder = out / f"run-{seed}-{arm}-{order[0]}"
     run = tier.train(base, folder, names, {**changes, "lr": lr, "order": how}, seed=seed)
     looks: dict[str, dict[int, float]] = {}
     for row in run.watch.rows:
@@ -175,12 +178,12 @@ if __name__ == "__main__":
     parser.add_argument("--tier", choices=TIERS, default="micro")
     parser.add_argument("--select", type=int, default=0, help="seed on which each family's setting is chosen")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="those on which it is reported")
-    parser.add_argument("--arms", nargs="+", default=[], help="only try these on the seed of --select")
+    parser.add_argument("--arms", nargs="+", default=[], help="only try these, or all, on the seed of --select")
+    parser.add_argument("--shard", type=int, nargs=2, default=(0, 1), help="of the runs, make every N-th from I on")
     parser.add_argument("--rows-only", action="store_true", help="make the runs and write no result")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process")
     parser.add_argument("--out", type=Path, default=Path("runs/studies"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     size = TIERS[options.tier]
-    chosen = {name: getattr(options, name) for name in ("select", "seeds", "arms", "rows_only")}
-    main(size, options.out / size.name, **chosen)
+    main(size, options.out / size.name, options)

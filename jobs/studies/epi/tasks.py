@@ -56,7 +56,7 @@ TASKS = {
         ),
         Task(
             "filter", "number_filtering",
-            {"min_numbers": 4, "max_numbers": 6, "min_value": 0, "max_value": 9, "min_decimals": 0, "max_decimals": 0},
+            {"min_numbers": 3, "max_numbers": 4, "min_value": 0, "max_value": 9, "min_decimals": 0, "max_decimals": 0},
             lambda item: (
                 f"{item['operation'].replace('_', ' ')} {_numbers([item['filter_value']])} in "
                 f"{_numbers(item['original_numbers'])}",

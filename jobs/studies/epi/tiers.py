@@ -78,9 +78,9 @@ class Tier:
         return run
 
 
-EPOCHS = 5
+EPOCHS = 2
 """Of pretraining a micro model, on all tasks."""
-SIZES = (3_500, 1_500, 150)
+SIZES = (3_500, 1_000, 100)
 """Chats of a task for pretraining a micro model, for tuning it, and for looking."""
 REAL_SIZES = (64, 24)
 """Chats of a task for tuning SmolLM2, and for looking."""
@@ -115,7 +115,7 @@ MICRO = Tier(
     before=tasks.BEFORE,
     write=lambda folder, name, seed: tasks.write(folder, name, seed, SIZES),
     base=_pretrained,
-    settings={**COMMON, "micro_batch": 16, "epochs": 1, "lr": 4e-4, "max_length": 96},
+    settings={**COMMON, "micro_batch": 16, "epochs": 2, "lr": 4e-4, "max_length": 96},
     seen="exact",
     families=FAMILIES,
     mixed=("tuned_lr", "epi", "static", "random"),
@@ -130,7 +130,8 @@ REAL = Tier(
     seen="token_accuracy",
     families={
         "tuned_lr": {name: FAMILIES["tuned_lr"][name] for name in ("full", "lr_0.5", "lr_0.25")},
-        **{name: {f"{name}_0.5": FAMILIES[name][f"{name}_0.5"]} for name in ("epi", "static", "random")},
+        "epi": {name: FAMILIES["epi"][name] for name in ("epi_0.2", "epi_0.5")},
+        **{name: {f"{name}_0.5_lr_1": FAMILIES[name][f"{name}_0.5_lr_1"]} for name in ("static", "random")},
     },
     mixed=(),
 )
