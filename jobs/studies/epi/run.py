@@ -14,11 +14,13 @@ rows-SEED.jsonl, and the same command goes on from them. The result is studies/r
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +52,43 @@ def main(tier: Tier, out: Path, options: argparse.Namespace) -> None:
     print(results.write(name, figures, tried + rows, intervals=intervals, seeds=[select, *seeds]))
 
 
-def rows_of(tier: Tier, seed: int, arms: Sequence[str], mixed: Sequence[str], out: Path) -> Iterator[dict[str, Any]]:
-    """All rows of one seed, those that are in its file and those made now."""
+def rows_of(
+    tier: Tier, seed: int, arms: Sequence[str], mixed: Sequence[str], out: Path, shard: Sequence[int] = (0, 1)
+) -> Iterator[dict[str, Any]]:
+    """The rows of one seed that are in its file, and of the others every `shard[1]`-th from `shard[0]` on, made now."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"rows-{seed}.jsonl"
-    base = tier.base(out, seed)
+    with _locked(out / f"base-{seed}"):
+        base = tier.base(out, seed)
+    for number, (arm, order) in enumerate(_wanted(tier, arms, mixed)):
+        if (row := _found(file, arm, order)) is None:
+            if number % shard[1] != shard[0]:
+                continue
+            start = time.monotonic()
+            row = one(tier, base, out, seed=seed, arm=arm, order=order)
+            with file.open("a") as sink:
+                sink.write(json.dumps(row) + "\n")
+            said = {name: round(measure(row), 3) for name, measure in analysis.MEASURES.items()}
+            print(f"seed {seed} {arm} {' '.join(order)} ({time.monotonic() - start:.0f} s): {said}", file=sys.stderr)
+        yield row
+
+
+def _wanted(tier: Tier, arms: Sequence[str], mixed: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Arms and orders of a seed; those it is reported on have the mixed runs, and those on a task alone, too."""
     for arm in arms:
-        alone = [(task,) for task in tier.orders[0]] if arm == tier.front[0] and mixed else []
-        for order in (*tier.orders, *([("mixed",)] if arm in mixed else []), *alone):
-            if (row := _found(file, arm, order)) is None:
-                start = time.monotonic()
-                row = one(tier, base, out, seed=seed, arm=arm, order=order)
-                with file.open("a") as sink:
-                    sink.write(json.dumps(row) + "\n")
-                said = {name: round(measure(row), 3) for name, measure in analysis.MEASURES.items()}
-                print(
-                    f"seed {seed} {arm} {' '.join(order)} ({time.monotonic() - start:.0f} s): {said}", file=sys.stderr
-                )
-            yield row
+        yield from ((arm, order) for order in tier.orders)
+        if arm in mixed:
+            yield arm, ("mixed",)
+        if mixed and arm == tier.front[0]:
+            yield from ((arm, (task,)) for task in tier.orders[0])
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time makes what lies at a path."""
+    with path.with_name(f"{path.name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _found(file: Path, arm: str, order: Sequence[str]) -> dict[str, Any] | None:
