@@ -95,8 +95,10 @@ def test_runs_are_kept_and_gone_on_from(tmp_path, monkeypatch, capsys):
         assert set(row["looks"]) == {*learned, "all"}  # "all" holds what was there before
         assert row["distance"] > 0
         assert bool(row["masks"]) == (row["arm"] == "epi_0.5")
-    assert list(study.rows_of(MICRO, 0, ["half_1"], (), tmp_path, (2, 3))) == []  # two runs, neither of this shard
-    assert [row["ends"][task] for row in rows[:1] for task in row["order"]] == [2, 4, 6, 8]
+    assert (
+        list(study.rows_of(MICRO, 0, ["half_1"], (), tmp_path, shard=(2, 3))) == []
+    )  # two runs, neither of this shard
+    assert [row["ends"][task] for row in rows[:1] for task in row["order"]] == [4, 8, 12, 16]
     lines = (tmp_path / "rows-0.jsonl").read_text()
     assert list(study.rows_of(MICRO, 0, ["full", "epi_0.5"], ["epi_0.5"], tmp_path)) == rows
     assert (tmp_path / "rows-0.jsonl").read_text() == lines

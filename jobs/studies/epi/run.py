@@ -36,14 +36,14 @@ def main(tier: Tier, out: Path, options: argparse.Namespace) -> None:
     """Make what is missing, and write the result unless other runs are still to come."""
     select, seeds, shard = options.select, options.seeds, tuple(options.shard)
     arms = list(tier.arms) if options.arms in ([], ["all"]) else options.arms
-    tried = list(rows_of(tier, select, arms, (), out, shard))
+    tried = list(rows_of(tier, select, arms, (), out, shard=shard))
     if options.arms:
         return
     chosen = {family: analysis.best(_sequences(tried), list(members)) for family, members in tier.families.items()}
     print(f"chosen on seed {select}: {chosen}", file=sys.stderr)
     wanted = list(dict.fromkeys([*tier.front, *chosen.values()]))
     mixed = [chosen[family] for family in tier.mixed]
-    rows = [row for seed in seeds for row in rows_of(tier, seed, wanted, mixed, out, shard)]
+    rows = [row for seed in seeds for row in rows_of(tier, seed, wanted, mixed, out, shard=shard)]
     if options.rows_only:
         return
     figures, intervals = summarise(tier, rows, chosen)
@@ -53,7 +53,7 @@ def main(tier: Tier, out: Path, options: argparse.Namespace) -> None:
 
 
 def rows_of(
-    tier: Tier, seed: int, arms: Sequence[str], mixed: Sequence[str], out: Path, shard: Sequence[int] = (0, 1)
+    tier: Tier, seed: int, arms: Sequence[str], mixed: Sequence[str], out: Path, *, shard: Sequence[int] = (0, 1)
 ) -> Iterator[dict[str, Any]]:
     """The rows of one seed that are in its file, and of the others every `shard[1]`-th from `shard[0]` on, made now."""
     out.mkdir(parents=True, exist_ok=True)
