@@ -7,7 +7,7 @@ micro: a Llama of half a million parameters is pretrained on five unlike tasks, 
 after the other, in two orders, or mixed. real: SmolLM2-135M on worked solutions, SQL, descriptions and intents. It is
 looked at what the model gets right of all five tasks. All arms of a seed share model, data, batches and number of
 steps; learning rates of full fine-tuning are the front that isolation has to pass. Each family of arms has its setting
-chosen on one seed, by the mean score in the end, and is reported on the others. Finished runs are lines of
+chosen on one seed and order, by the mean score in the end, and is reported on the others. Finished runs are lines of
 rows-SEED.jsonl, and the same command goes on from them. The result is studies/results/epi.json or epi_real.json.
 """
 
@@ -74,9 +74,9 @@ def rows_of(
 
 
 def _wanted(tier: Tier, arms: Sequence[str], mixed: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Arms and orders of a seed; those it is reported on have the mixed runs, and those on a task alone, too."""
+    """Arms and orders of a seed. Without `mixed` arms, to choose: one order; with them also each task alone."""
     for arm in arms:
-        yield from ((arm, order) for order in tier.orders)
+        yield from ((arm, order) for order in (tier.orders if mixed or not tier.mixed else tier.orders[:1]))
         if arm in mixed:
             yield arm, ("mixed",)
         if mixed and arm == tier.front[0]:
