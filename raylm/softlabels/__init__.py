@@ -1,1 +1,1 @@
-"""Soft labels from what is known beside the gold label: the words of texts and labels, their neighbours, term weights."""
+"""Soft labels from what is known beside the gold label: words of texts and labels, neighbours, term weights."""

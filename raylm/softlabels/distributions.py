@@ -129,9 +129,14 @@ def propagated(graph: sparse.csr_matrix, gold: np.ndarray, labels: int, share: f
 
 
 def glle(
-    vectors: np.ndarray, graph: sparse.csr_matrix, gold: np.ndarray, labels: int, smoothness: float = 0.1,
+    vectors: np.ndarray,
+    graph: sparse.csr_matrix,
+    gold: np.ndarray,
+    labels: int,
+    *,
+    smoothness: float = 0.1,
     ridge: float = 1.0,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Scores by graph-Laplacian label enhancement with linear features, in closed form.
 
     min over W of |X W - Y|^2 + smoothness tr((X W)' L (X W)) + ridge |W|^2, L the graph's Laplacian (source: a related
