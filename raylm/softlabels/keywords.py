@@ -8,8 +8,8 @@ those of a text, len_i a label's length and avg the mean of them, over |L| label
     score_i(x) = sum over the words w of x of wlr_i(w) wir_x(w)
 
 A training text is part of its own label's words, which the published form counts: on small data its score is mostly
-that of a text with itself. Leave-one-out takes it out of tf, len, df, N and the number of labels with a word; avg, a mere
-scale, stays (source: our choice).
+that of a text with itself. Leave-one-out takes it out of tf, len, df, N and the number of labels with a word; avg, a
+mere scale, stays (source: our choice).
 """
 
 from __future__ import annotations
