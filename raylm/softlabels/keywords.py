@@ -66,6 +66,30 @@ class KeywordTable:
         weights.data *= self._rarity(with_word[weights.indices])
         return np.asarray((weights @ self._saturated().T).todense())
 
+    def similarities(self, texts: sparse.csr_matrix | None = None, *, leave_one_out: bool = True) -> np.ndarray:
+        """Cosine of texts with the mean text of every label by TF-IDF, [texts, labels]; arguments as in `scores`.
+
+        Leave-one-out takes a text out of its label's sum of TF-IDF vectors; document frequencies stay.
+        """
+        rarity = np.log((1 + self.texts.shape[0]) / (1 + self._frequency())) + 1
+        own = _unit(self.texts.multiply(rarity).tocsr())
+        members = sparse.csr_matrix(
+            (np.ones(len(self.gold)), (self.gold, np.arange(len(self.gold)))),
+            shape=(self.labels.shape[0], len(self.gold)),
+        )
+        sums = (members @ own).tocsr()
+        asked = own if texts is None else _unit(texts.multiply(rarity).tocsr())
+        products = np.asarray((asked @ sums.T).todense())
+        lengths = np.tile(np.sqrt(np.asarray(sums.multiply(sums).sum(1)).ravel()), (len(products), 1))
+        if texts is None and leave_one_out:
+            rows = np.arange(len(self.gold))
+            there = np.asarray(own.multiply(own).sum(1)).ravel()  # 1, or 0 for a text without words
+            before = products[rows, self.gold]
+            squares = lengths[rows, self.gold] ** 2 - 2 * before + there
+            products[rows, self.gold] = before - there
+            lengths[rows, self.gold] = np.sqrt(np.maximum(squares, 0.0))
+        return np.where(lengths > 1e-9, products / np.maximum(lengths, 1e-9), 0.0)
+
     def keywords(self, label: int, most: int = 10) -> list[tuple[str, float]]:
         """The words with the highest weight wlr for a label."""
         row = self._saturated()[label]
@@ -123,3 +147,9 @@ class KeywordTable:
         fixed = np.bincount(rows, weights.data * without, minlength=counts.shape[0])
         scores[np.arange(counts.shape[0]), self.gold] = fixed
         return scores
+
+
+def _unit(rows: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Rows of length 1; empty ones stay."""
+    norms = np.sqrt(np.asarray(rows.multiply(rows).sum(1)).ravel())
+    return (sparse.diags(1 / np.maximum(norms, 1e-12)) @ rows).tocsr()

@@ -1,0 +1,59 @@
+"""Every kind of soft labels comes out of one function as distributions with the gold label on top."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from raylm.softlabels.config import SoftLabelConfig
+from raylm.softlabels.keywords import KeywordTable
+from raylm.softlabels.targets import make
+from raylm.softlabels.words import Vocabulary
+
+TEXTS = [
+    f"{colour} {thing}" for colour in ("red", "dark red", "blue", "pale blue") for thing in ("sea", "sky", "apple")
+]
+GOLD = np.array([0] * 6 + [1] * 6)
+DRAWS = np.random.default_rng(0)
+VECTORS = DRAWS.normal(size=(12, 4)) + 3 * GOLD[:, None]
+
+
+@pytest.mark.parametrize("kind", ["none", "uniform", "prior", "keyword", "centroid", "glle", "propagation"])
+def test_every_kind_is_a_distribution_with_the_gold_label_on_top(kind):
+    found = make(SoftLabelConfig(kind=kind, neighbours=3), (TEXTS, GOLD), (TEXTS[:3], GOLD[:3]), 3, vectors=VECTORS)
+    np.testing.assert_allclose(found.rows.sum(1), 1)
+    assert (found.rows[np.arange(12), GOLD] >= found.rows.max(1) - 1e-12).all()
+    assert (kind in ("keyword", "centroid")) == (found.table is not None)
+
+
+def test_words_in_common_bring_labels_together():
+    texts = ["card lost", "card stolen", "card gone", "loan rate", "loan fee", "card fee"]
+    gold = np.array([0, 0, 1, 2, 2, 1])
+    rows = make(SoftLabelConfig(kind="keyword", temperature=1.0), (texts, gold), ([], np.array([])), 3).rows
+    assert rows[0, 1] > 2 * rows[0, 2]  # "card" is a word of the second label, not of the third
+
+
+def test_a_text_is_taken_out_of_its_label_by_similarity_too():
+    texts, gold = ["a b", "a c", "d e", "d f g"], [0, 0, 1, 1]
+    table = KeywordTable.of(texts, gold, 2, Vocabulary.of(texts, str.split))
+    left = table.similarities()
+    for row in range(4):
+        rest = [n for n in range(4) if n != row]
+        frequencies = np.log(5 / (1 + table._frequency())) + 1
+        vectors = table.texts.toarray() * frequencies
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        for label in (0, 1):
+            mean = sum(vectors[n] for n in rest if gold[n] == label)
+            assert left[row, label] == pytest.approx(vectors[row] @ mean / np.linalg.norm(mean))
+
+
+def test_permutation_and_share_apply_to_all_kinds():
+    config = SoftLabelConfig(kind="keyword", permute=True, share=0.4, temperature=1.0)
+    rows = make(config, (TEXTS, GOLD), ([], np.array([])), 3, seed=1).rows
+    plain = make(config.model_copy(update={"permute": False}), (TEXTS, GOLD), ([], np.array([])), 3).rows
+    np.testing.assert_allclose(np.sort(rows, 1), np.sort(plain, 1))
+    assert (rows[np.arange(12), GOLD] >= 0.6).all()
+
+
+def test_a_share_above_one_is_refused():
+    with pytest.raises(ValidationError, match="single_head takes a share"):
+        SoftLabelConfig(alpha=2.0)
