@@ -48,8 +48,7 @@ class KeywordTable:
         """Statistics of texts with their gold labels, of which there are `count`."""
         found = vocabulary.counts(texts)
         where = np.asarray(gold, dtype=np.int64)
-        members = sparse.csr_matrix((np.ones(len(where)), (where, np.arange(len(where)))), shape=(count, len(where)))
-        return cls(vocabulary, found, where, (members @ found).tocsr(), **constants)
+        return cls(vocabulary, found, where, (_members(where, count) @ found).tocsr(), **constants)
 
     def scores(self, texts: sparse.csr_matrix | None = None, *, leave_one_out: bool = True) -> np.ndarray:
         """Relevance of every label to every text, [texts, labels], not negative.
@@ -147,6 +146,11 @@ class KeywordTable:
         fixed = np.bincount(rows, weights.data * without, minlength=counts.shape[0])
         scores[np.arange(counts.shape[0]), self.gold] = fixed
         return scores
+
+
+def _members(gold: np.ndarray, labels: int) -> sparse.csr_matrix:
+    """Which texts are of a label, [labels, texts]."""
+    return sparse.csr_matrix((np.ones(len(gold)), (gold, np.arange(len(gold)))), shape=(labels, len(gold)))
 
 
 def _unit(rows: sparse.csr_matrix) -> sparse.csr_matrix:
