@@ -44,9 +44,10 @@ def combined(
         gold: [batch], int64.
         soft: [batch, labels], rows sum to 1.
         auxiliary: [batch, labels], for two_head.
-        weights: [labels], of the classes in the hard part, as in `torch.nn.functional.cross_entropy`.
+        weights: [batch], of the texts in the hard part, whose mean is over the number of texts.
     """
-    hard = F.cross_entropy(logits.float(), gold, weight=weights)
+    each = F.cross_entropy(logits.float(), gold, reduction="none")
+    hard = (each if weights is None else each * weights).mean()
     if mode == "two_head":
         if auxiliary is None:
             raise ValueError("mode two_head needs the logits of the auxiliary head")
