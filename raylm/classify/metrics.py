@@ -21,15 +21,12 @@ def reliability(probabilities: np.ndarray, gold: np.ndarray, bins: int = 15) -> 
     """A row for every bin of confidence that is not empty: texts, confidence, accuracy."""
     confidence, right = probabilities.max(1), probabilities.argmax(1) == gold
     places = np.minimum((confidence * bins).astype(int), bins - 1)
-    return [
-        {
-            "texts": int(there.sum()),
-            "confidence": float(confidence[there].mean()),
-            "accuracy": float(right[there].mean()),
-        }
-        for bin_ in range(bins)
-        if (there := places == bin_).any()
-    ]
+    rows = []
+    for place in np.unique(places):
+        there = places == place
+        means = {"confidence": float(confidence[there].mean()), "accuracy": float(right[there].mean())}
+        rows.append({"texts": int(there.sum()), **means})
+    return rows
 
 
 def measure(probabilities: np.ndarray, gold: np.ndarray, counts: np.ndarray) -> dict[str, float]:
