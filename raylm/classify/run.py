@@ -184,7 +184,9 @@ class Run:
         return (step + 1) / warm if step < warm else max(0.0, (self.steps - step) / max(1.0, self.steps - warm))
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        groups = []
+        if getattr(self.model.encoder, "pooler", None) is not None:
+            self.model.encoder.pooler.requires_grad_(False)  # no loss reaches it
+        groups: list[dict[str, Any]] = []
         for module, lr in ((self.model.encoder, self.config.lr), (self.model.heads, self.config.head_lr)):
             if module is self.model.encoder and self.config.freeze:
                 module.requires_grad_(False)
@@ -192,8 +194,6 @@ class Run:
             for flat, decay in ((False, self.config.weight_decay), (True, 0.0)):
                 params = [param for param in module.parameters() if param.requires_grad and (param.dim() < 2) == flat]
                 groups.append({"params": params, "lr": lr, "peak": lr, "weight_decay": decay})
-        if self.model.encoder is not None and getattr(self.model.encoder, "pooler", None) is not None:
-            self.model.encoder.pooler.requires_grad_(False)  # no loss reaches it
         return torch.optim.AdamW(groups)
 
     def _check_length(self) -> dict[str, int]:
@@ -201,8 +201,9 @@ class Run:
         for name, tokens in (("train", self.train_tokens), ("dev", self.dev_tokens)):
             if tokens.overlong > self.config.max_overlong_share * len(tokens):
                 raise UserError(
-                    f"{tokens.overlong} of {len(tokens)} {name} texts have more than max_length={self.config.max_length} "
-                    f"tokens, more than max_overlong_share={self.config.max_overlong_share}; raise one of the two"
+                    f"{tokens.overlong} of {len(tokens)} {name} texts have more tokens than "
+                    f"max_length={self.config.max_length}, and max_overlong_share={self.config.max_overlong_share} of "
+                    "them may; raise one of the two"
                 )
         return counts
 

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from raylm.errors import UserError
 from raylm.llm import models
-from raylm.progress import Progress
 from raylm.storage import Manifest, StageRun, Store
 from raylm.train import loggers
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import encode, file_digest, read_all
 from raylm.train.plan import Plan
 from raylm.train.watch import held_out
-from raylm.units import ensure_ray
 
 
 def run(config: FinetuneConfig) -> Manifest:
@@ -72,14 +68,9 @@ def check_isolation(config: FinetuneConfig, model: Path, steps: int) -> None:
 
 def _train(config: FinetuneConfig, stage: StageRun, model_path: str, steps: int) -> float:
     """Run the Ray Train job with a progress bar; returns its seconds."""
-    import ray
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
+    from raylm.train import job
     from raylm.train.worker import train_loop
 
-    ensure_ray()
-    root = stage.store.place
     # Ray Train's workers have working directories of their own.
     mask = config.isolation.mask_file
     isolation = config.isolation.model_dump(mode="json") | {"mask_file": mask and os.path.abspath(mask)}
@@ -88,78 +79,8 @@ def _train(config: FinetuneConfig, stage: StageRun, model_path: str, steps: int)
         "chains": Store(config.chains).place,
         "step_log": config.step_log and os.path.abspath(config.step_log),
     }
-    plain = config.model_dump(mode="json") | absolute
-    sink = ray.remote(num_cpus=0)(_Sink).remote()
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"config": plain, "model": model_path, "root": root, "sink": sink},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=config.gpus_per_worker > 0,
-            resources_per_worker={"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker},
-        ),
-        torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
-        run_config=ray.train.RunConfig(
-            name="train",
-            storage_path=root,
-            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, int(config.cpus_per_worker)))}},
-        ),
-    )
-    with Progress("finetune", steps, "steps") as progress:
-        stop = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(sink, progress, stop), daemon=True)
-        watcher.start()
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _cause(error) from error
-        finally:
-            stop.set()
-            watcher.join()
-        return progress.elapsed
-
-
-class _Sink:
-    """Where rank 0 reports its steps."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-
-    def take(self) -> list[dict[str, Any]]:
-        rows, self.rows = self.rows, []
-        return rows
-
-
-def _watch(sink: Any, progress: Progress, stop: threading.Event) -> None:
-    import ray
-
-    last = 0
-    while True:
-        ended = stop.wait(1.0)
-        for row in ray.get(sink.take.remote()):
-            note = f"loss {row['loss']:.3f}, {row['tokens_per_second']:.0f} tokens/s"
-            progress.advance(max(0, row["step"] - last), note)
-            last = max(last, row["step"])
-        if ended:
-            return
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The worker's own error where it is one that the user can mend."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        seen: BaseException | None = failure
-        while seen is not None:
-            cause = getattr(seen, "cause", None) or seen.__cause__
-            if isinstance(seen, UserError):
-                return UserError(str(getattr(seen, "cause", None) or seen))
-            seen = cause
-    return error
+    arguments = {"config": config.model_dump(mode="json") | absolute, "model": model_path, "root": stage.store.place}
+    return job.fit(train_loop, arguments, config, title="finetune", steps=steps)
 
 
 def _finish(stage: StageRun, config: FinetuneConfig, directory: models.ModelDir, overlong: int, seconds: float) -> None:

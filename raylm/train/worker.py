@@ -42,7 +42,7 @@ def train_loop(args: dict[str, Any]) -> None:
             checkpoint.save(Path(folder), rank, world, state)
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    run = Run(config, args["model"], root, (rank, world), _saved(root / "train"))
+    run = Run(config, args["model"], root, (rank, world), saved(root / "train"))
     run.train(on_step, save)
     log = run.finish()
     if rank == 0:
@@ -50,7 +50,8 @@ def train_loop(args: dict[str, Any]) -> None:
     ray.train.report({"step": len(run.rows)})
 
 
-def _saved(root: Path) -> Path | None:
+def saved(root: Path) -> Path | None:
+    """The newest complete checkpoint below Ray Train's directory, or the one that it hands over."""
     import ray.train
 
     newest = checkpoint.newest(root) if root.is_dir() else None

@@ -1,0 +1,118 @@
+"""A Ray Train job with a progress bar, for every stage that trains."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from raylm.errors import UserError
+from raylm.progress import Progress
+from raylm.units import ensure_ray
+
+
+class Scaling(Protocol):
+    """What a stage's config says of its workers."""
+
+    @property
+    def workers(self) -> int: ...
+    @property
+    def cpus_per_worker(self) -> float: ...
+    @property
+    def gpus_per_worker(self) -> float: ...
+    @property
+    def max_failures(self) -> int: ...
+
+
+def fit(
+    loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], config: Scaling, *, title: str, steps: int
+) -> float:
+    """Run a worker's function on all workers to the end; returns seconds.
+
+    Args:
+        loop: gets the arguments, and a `sink` actor whose `add` takes rows with step, loss and a rate by its unit,
+            such as `tokens_per_second`.
+        arguments: plain data; `root` is the stage's directory, below which Ray Train keeps its state in `train`.
+        config: of the stage.
+        title: of the progress bar.
+        steps: that the bar counts.
+
+    Raises:
+        UserError: the worker's own, out of Ray's wrapping.
+    """
+    import ray
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    ensure_ray()
+    sink = ray.remote(num_cpus=0)(_Sink).remote()
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={**arguments, "sink": sink},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker={"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker},
+        ),
+        torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=arguments["root"],
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, int(config.cpus_per_worker)))}},
+        ),
+    )
+    with Progress(title, steps, "steps") as progress:
+        stop = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(sink, progress, stop), daemon=True)
+        watcher.start()
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error) from error
+        finally:
+            stop.set()
+            watcher.join()
+        return progress.elapsed
+
+
+class _Sink:
+    """Where rank 0 reports its steps."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def take(self) -> list[dict[str, Any]]:
+        rows, self.rows = self.rows, []
+        return rows
+
+
+def _watch(sink: Any, progress: Progress, stop: threading.Event) -> None:
+    import ray
+
+    last = 0
+    while True:
+        ended = stop.wait(1.0)
+        for row in ray.get(sink.take.remote()):
+            rates = [f"{value:.0f} {key.replace('_per_second', '/s')}" for key, value in row.items() if "_per_" in key]
+            progress.advance(max(0, row["step"] - last), ", ".join([f"loss {row['loss']:.3f}", *rates]))
+            last = max(last, row["step"])
+        if ended:
+            return
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The worker's own error where it is one that the user can mend."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        seen: BaseException | None = failure
+        while seen is not None:
+            cause = getattr(seen, "cause", None) or seen.__cause__
+            if isinstance(seen, UserError):
+                return UserError(str(getattr(seen, "cause", None) or seen))
+            seen = cause
+    return error
