@@ -71,6 +71,12 @@ VERBS = {
             "raylm.evaluation.config:EvaluateConfig",
             "raylm.evaluation.run:run",
         ),
+        Verb(
+            "train-classifier",
+            "Train a text classifier with hard or soft labels.",
+            "raylm.classify.config:ClassifierConfig",
+            "raylm.classify.stage:run",
+        ),
     )
 }
 
@@ -84,6 +90,8 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
 tree_app = typer.Typer(no_args_is_help=True, help="Look at search trees.")
 app.add_typer(config_app, name="config")
 app.add_typer(tree_app, name="tree")
+softlabels_app = typer.Typer(no_args_is_help=True, help="Look at soft labels.")
+app.add_typer(softlabels_app, name="softlabels")
 
 
 def run_verb(name: str, args: Sequence[str]) -> int:
@@ -130,6 +138,15 @@ def config_show(
 def tree_show(path: str, id: Annotated[str, typer.Argument(help="Tree or problem id.")]) -> None:
     """Draw one tree of an explore artefact with its visits, values and verdicts."""
     _load("raylm.search.show:show")(path, id)
+
+
+@softlabels_app.command("show")
+def softlabels_show(
+    args: Annotated[list[str] | None, typer.Argument(metavar="[config.yaml ...] [key=value ...]")] = None,
+) -> None:
+    """Print keywords and soft labels that a train-classifier config gives its texts."""
+    verb = VERBS["train-classifier"]
+    _load("raylm.classify.show:show")(config.load(verb.config_class(), args or ()))
 
 
 @app.command("report")
