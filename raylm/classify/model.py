@@ -34,9 +34,14 @@ class TextClassifier(nn.Module):
         weights = mask[..., None].to(states.dtype)
         return (states * weights).sum(1) / weights.sum(1).clamp_min(1.0)
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        """Logits of every head, [batch, labels] each."""
-        pooled = self.pool(ids, mask)
+    def forward(
+        self, ids: torch.Tensor | None = None, mask: torch.Tensor | None = None, pooled: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Logits of every head, [batch, labels] each, from ids and mask or from pooled vectors [batch, hidden]."""
+        if pooled is None:
+            assert ids is not None
+            assert mask is not None
+            pooled = self.pool(ids, mask)
         return [head(pooled) for head in self.heads]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,13 @@ class Run:
     """Everything that one rank holds. All ranks see the same data, soft labels and batches."""
 
     def __init__(
-        self, config: ClassifierConfig, model: str, ranks: tuple[int, int] = (0, 1), saved: Path | None = None
+        self,
+        config: ClassifierConfig,
+        model: str,
+        ranks: tuple[int, int] = (0, 1),
+        saved: Path | None = None,
+        *,
+        known: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Begin a run, or go on from a checkpoint of any number of ranks.
 
@@ -36,6 +42,7 @@ class Run:
             model: directory of the encoder.
             ranks: this rank, and how many there are.
             saved: directory of the checkpoint.
+            known: vectors of all texts by the untouched encoder, where the caller has them; others are computed.
 
         Raises:
             UserError: as `load`; too many texts are longer than max_length.
@@ -55,7 +62,8 @@ class Run:
             self.model = self.model.to("cuda")
         self.train_tokens, self.dev_tokens = (self.tokens(part) for part in (self.data.train, self.data.dev))
         self.overlong = self._check_length()
-        vectors = encode(self.model, self.train_tokens) if config.soft.kind in NEEDS_VECTORS else None
+        self.known, self.pooled = known, dict[int, torch.Tensor]()
+        vectors = self.vectors(self.data.train) if config.soft.kind in NEEDS_VECTORS else None
         train, dev = ((part.texts, part.gold) for part in (self.data.train, self.data.dev))
         self.targets = targets.make(config.soft, train, dev, len(self.data.labels), vectors=vectors, seed=config.seed)
         self.soft = torch.from_numpy(self.targets.rows).float()
@@ -75,6 +83,25 @@ class Run:
             self._restore(checkpoint.load(saved)[0])
         parallel = self.world > 1
         self.wrapped: nn.Module = nn.parallel.DistributedDataParallel(self.model) if parallel else self.model
+
+    def vectors(self, texts: Texts) -> np.ndarray:
+        """Pooled vectors of texts by the encoder as it is now, [texts, hidden]; those known beforehand are taken."""
+        if self.known is not None:
+            return np.stack([self.known[text] for text in texts.texts])
+        return encode(self.model, self.tokens(texts))
+
+    def probabilities(self, texts: Texts) -> np.ndarray:
+        """Of every label, [texts, labels]; a frozen encoder reads a set of texts once."""
+        if not self.config.freeze:
+            return probabilities(self.model, self.tokens(texts))
+        with torch.no_grad():
+            return torch.softmax(self.model(pooled=self._pooled(texts))[0].double(), -1).cpu().numpy()
+
+    def _pooled(self, texts: Texts) -> torch.Tensor:
+        if id(texts) not in self.pooled:
+            found = torch.from_numpy(self.vectors(texts)).float()
+            self.pooled[id(texts)] = found.to(next(self.model.parameters()).device)
+        return self.pooled[id(texts)]
 
     def tokens(self, texts: Texts) -> Tokens:
         """Texts for the model."""
@@ -100,8 +127,11 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._rate(step)
         device = next(self.model.parameters()).device
-        ids, mask = self.train_tokens.batch(own)
-        logits = self.wrapped(ids.to(device), mask.to(device))
+        if self.config.freeze:
+            logits = self.wrapped(pooled=self._pooled(self.data.train)[own])
+        else:
+            ids, mask = self.train_tokens.batch(own)
+            logits = self.wrapped(ids.to(device), mask.to(device))
         loss = combined(
             logits[0], self.gold[own].to(device), self.soft[own].to(device), mode=self.config.soft.mode,
             alpha=self.config.soft.alpha if self.config.soft.kind != "none" else 0.0,
@@ -127,7 +157,7 @@ class Run:
             self.model.load_state_dict(self.best)
         self.model.eval()
         part = self.data.test if self.data.test is not None else self.data.dev
-        found = probabilities(self.model, self.tokens(part))
+        found = self.probabilities(part)
         if folder is not None:
             save(self.model, self.tokenizer, folder)
         return {
@@ -167,7 +197,7 @@ class Run:
 
     def _look(self, epoch: int) -> None:
         """Dev figures at the end of an epoch; every rank computes the same ones."""
-        found = probabilities(self.model, self.dev_tokens)
+        found = self.probabilities(self.data.dev)
         before = max((look["macro_f1"] for look in self.looks), default=-1.0)
         self.looks.append({"epoch": epoch, **metrics.measure(found, self.data.dev.gold, self.counts)})
         if self.config.keep_best and self.looks[-1]["macro_f1"] > before:

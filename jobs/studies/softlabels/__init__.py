@@ -1,0 +1,1 @@
+"""Do soft labels from words help text classification?"""

@@ -1,0 +1,193 @@
+"""Do soft labels from words help text classification, more so with few texts, a long tail or wrong labels?
+
+    python -m jobs.studies.softlabels.run [--tier frozen|tuned] [--seeds 0 1 2 3 4] [--rows-only] [--threads N]
+        [--out runs/studies/softlabels]
+
+frozen: heads on the vectors of an untouched all-MiniLM, three sets, five settings, all arms. tuned: the whole encoder
+trains, on one set, in two settings, with fewer arms. Every arm has its strength chosen by macro-F1 on dev, from the
+same number of candidates, and is then measured once on test; differences are paired over sets and seeds. The sets
+(banking77, trec_qc, sst) are read from $RAYLM_DATA. Finished runs are lines of rows-TIER-SEED.jsonl, and the same
+command goes on from them. Results: studies/results/softlabels.json and softlabels_tuned.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs import results
+from jobs.studies.epi.analysis import interval
+from raylm.classify.config import ClassifierConfig
+from raylm.classify.model import Tokens, encode
+from raylm.classify.run import Run
+from raylm.config import build
+from raylm.llm import models
+
+SETS = {
+    "banking77": ("banking77/train", "", "banking77/test"),
+    "trec_qc": ("trec_qc/train", "", "trec_qc/test"),
+    "sst": ("sst/fine.train", "sst/fine.dev", "sst/fine.test"),
+}
+"""Train, dev and test files; without a dev file a tenth of the training texts is set aside."""
+STRESSES: dict[str, dict[str, float]] = {
+    "full": {},
+    "few": {"keep": 0.05},
+    "imbalanced": {"imbalance": 100.0, "keep": 0.5},
+    "imbalanced_10": {"imbalance": 10.0, "keep": 0.5},
+    "noisy": {"noise": 0.2, "keep": 0.5},
+}
+ALPHAS = (0.05, 0.1, 0.2, 0.4)
+"""Strengths that every arm with soft labels chooses from."""
+ARMS: dict[str, dict[str, Any]] = {
+    "hard": {"kind": "none"},
+    "uniform": {"kind": "uniform"},
+    "prior": {"kind": "prior"},
+    "centroid": {"kind": "centroid"},
+    "glle": {"kind": "glle"},
+    "propagation": {"kind": "propagation"},
+    "kwls": {"kind": "keyword"},
+    "permuted": {"kind": "keyword", "permute": True},
+    "kwls_all_counts": {"kind": "keyword", "leave_one_out": False},
+    "kwls_kl": {"kind": "keyword", "mode": "kl"},
+    "kwls_published": {"kind": "keyword", "mode": "two_head", "leave_one_out": False},
+}
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One size of the study."""
+
+    name: str
+    sets: tuple[str, ...]
+    stresses: tuple[str, ...]
+    arms: tuple[str, ...]
+    alphas: tuple[float, ...]
+    settings: Mapping[str, Any]
+
+
+TIERS = {
+    "frozen": Tier(
+        "softlabels", tuple(SETS), tuple(STRESSES), tuple(ARMS), ALPHAS,
+        {"freeze": True, "epochs": 30, "batch_size": 64, "head_lr": 1e-2},
+    ),
+    "tuned": Tier(
+        "softlabels_tuned", ("trec_qc",), ("few", "imbalanced"), ("hard", "uniform", "permuted", "kwls"), (0.1, 0.3),
+        {"epochs": 6, "batch_size": 16, "lr": 1e-4},
+    ),
+}  # fmt: skip
+
+
+def main(tier: Tier, seeds: Sequence[int], out: Path, rows_only: bool) -> None:
+    """Make what is missing, and write the result unless other runs are still to come."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [row for seed in seeds for row in _seed(tier, seed, out)]
+    if rows_only:
+        return
+    figures, intervals = summarise(tier, rows)
+    print(results.write(f"studies/results/{tier.name}", figures, rows, intervals=intervals, seeds=seeds))
+
+
+def _seed(tier: Tier, seed: int, out: Path) -> Iterator[dict[str, Any]]:
+    """All rows of one seed, those that are in its file and those made now."""
+    file = out / f"rows-{tier.name}-{seed}.jsonl"
+    found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {(row["set"], row["stress"], row["arm"]): row for row in found}
+    for name in tier.sets:
+        known = None
+        for stress in tier.stresses:
+            for arm in tier.arms:
+                if (row := done.get((name, stress, arm))) is None:
+                    start = time.monotonic()
+                    if known is None and tier.settings.get("freeze"):
+                        known = _vectors(name, out)
+                    row = _chosen(tier, name, stress, arm, seed=seed, known=known)
+                    with file.open("a") as sink:
+                        sink.write(json.dumps(row) + "\n")
+                    said = {key: round(row[key], 3) for key in ("macro_f1", "ece", "alpha")}
+                    print(f"{seed} {name} {stress} {arm} ({time.monotonic() - start:.0f} s): {said}", file=sys.stderr)
+                yield row
+
+
+def _chosen(
+    tier: Tier, name: str, stress: str, arm: str, *, seed: int, known: Mapping[str, np.ndarray] | None
+) -> dict[str, Any]:
+    """The strength with the best dev macro-F1, and what it gives on test."""
+    folder = Path(os.environ["RAYLM_DATA"])
+    paths = {
+        part: str(folder / f"{file}.jsonl.gz")
+        for part, file in zip(("train", "dev", "test"), SETS[name], strict=True)
+        if file
+    }
+    encoder = str(models.resolve_encoder("all-minilm-l6-v2").path)
+    best: tuple[float, Run, float] | None = None
+    for alpha in tier.alphas if arm != "hard" else (0.0,):
+        config = build(ClassifierConfig, {
+            **tier.settings, **paths, "seed": seed, "stress": STRESSES[stress], "max_overlong_share": 1.0,
+            "soft": {**ARMS[arm], "alpha": alpha},
+        })  # fmt: skip
+        run = Run(config, encoder, known=known)
+        run.train(lambda row: None, lambda step, state: None)
+        dev = max(look["macro_f1"] for look in run.looks)
+        if best is None or dev > best[0]:
+            best = (dev, run, alpha)
+    assert best is not None
+    log = best[1].finish()
+    kept = {"dev_macro_f1": best[0], "alpha": best[2], "temperature": log["temperature"], **log["texts"]}
+    return {"seed": seed, "set": name, "stress": stress, "arm": arm, **log["figures"], **kept}
+
+
+def _vectors(name: str, out: Path) -> dict[str, np.ndarray]:
+    """Text to its vector by the untouched encoder, for all texts of a set; made once."""
+    texts: dict[str, None] = {}
+    for file in filter(None, SETS[name]):
+        with gzip.open(Path(os.environ["RAYLM_DATA"], f"{file}.jsonl.gz"), "rt") as source:
+            texts |= dict.fromkeys(json.loads(line)["text"] for line in source)
+    file = out / f"vectors-{name}.npy"
+    if not file.exists():
+        from transformers import AutoModel, AutoTokenizer
+
+        from raylm.classify.model import TextClassifier
+
+        path = models.resolve_encoder("all-minilm-l6-v2").path
+        model = TextClassifier(AutoModel.from_pretrained(path), ("a", "b"), pooling="mean", max_length=128)
+        np.save(file, encode(model, Tokens(list(texts), AutoTokenizer.from_pretrained(path), 128)).astype(np.float32))
+    return dict(zip(texts, np.load(file), strict=True))
+
+
+def summarise(tier: Tier, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Means over sets and seeds, and the paired differences from hard and uniform labels and the permuted control."""
+    by = {(row["stress"], row["arm"], row["set"], row["seed"]): row for row in rows}
+    keys = sorted({(row["set"], row["seed"]) for row in rows})
+    found = {}
+    for stress in tier.stresses:
+        suffix = "" if stress == "full" else f"_{stress}"
+        for arm in tier.arms:
+            for measure in ("macro_f1", "tail_recall", "ece", "nll"):
+                found[f"{measure}_{arm}{suffix}"] = interval([by[stress, arm, *key][measure] for key in keys])
+            for other in {"hard", "uniform", "permuted"} - {arm}:
+                gaps = [by[stress, arm, *key]["macro_f1"] - by[stress, other, *key]["macro_f1"] for key in keys]
+                found[f"{arm}_minus_{other}{suffix}"] = interval(gaps)
+    return {name: value for name, (value, _) in found.items()}, {name: bounds for name, (_, bounds) in found.items()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tier", choices=TIERS, default="frozen")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--rows-only", action="store_true", help="make the runs and write no result")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process")
+    parser.add_argument("--out", type=Path, default=Path("runs/studies/softlabels"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    main(TIERS[options.tier], options.seeds, options.out, options.rows_only)
