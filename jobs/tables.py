@@ -50,6 +50,8 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("bench/train", "epi_amortised_overhead_k50", "the same with a new mask every 50 steps", "{:+.1%}"),
     ("bench/train", "refresh_in_steps", "time of a new mask for 135M parameters, in steps", "{:.2f}"),
     ("bench/train", "epi_bytes_per_parameter", "memory of isolation, bytes a parameter", "{:.3f}"),
+    ("bench/softlabels", "keyword_vs_loop", "keyword scores over a plain double loop's, 100,000 texts", "{:.0f}x"),
+    ("bench/softlabels", "seconds", "seconds for 100,000 texts and 100 labels, leave-one-out", "{:.1f}"),
     ("bench/resume", "kills", "SIGKILLs of driver, explorer and trainer at random moments", "{}"),
     ("bench/resume", "identical", "of them: artefacts byte-identical to the undisturbed run's", "{}"),
     ("bench/resume", "max_repeated_units", "most units of work that a kill repeated", "{}"),

@@ -35,10 +35,8 @@ def main(options: argparse.Namespace) -> None:
         ended = time.monotonic()
         plain, seconds = by_loop(texts, gold, options.labels, options.loop)
         np.testing.assert_allclose(scores[: options.loop], plain, rtol=1e-9)
-        rows.append({
-            "repeat": repeat, "count": counted - start, "score": published - counted, "leave_one_out": ended - published,
-            "loop": seconds * options.texts / options.loop,
-        })  # fmt: skip
+        row = {"count": counted - start, "score": published - counted, "leave_one_out": ended - published}
+        rows.append({"repeat": repeat, **row, "loop": seconds * options.texts / options.loop})
     ratios = {
         "keyword_vs_loop": [row["loop"] / row["score"] for row in rows],
         "seconds": [row["count"] + row["leave_one_out"] for row in rows],
