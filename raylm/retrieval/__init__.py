@@ -1,0 +1,1 @@
+"""Dense retrieval: encoders, losses, negatives, indexes, evaluation."""

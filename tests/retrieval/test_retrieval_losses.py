@@ -1,0 +1,142 @@
+"""Retrieval losses: the published order of distances costs nothing, collapse costs what it should, masks are exact."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from raylm.retrieval.losses import HARD, Candidates, CollapseAlarm, Margins, allowed, loss
+
+KINDS = ("quadruplet", "quadruplet_b", "triplet", "triplet_hard", "infonce", "infonce_hard", "margin_mse")
+
+
+def drawn(seed=0, batch=4, hard=2, dimensions=8, same=False):
+    torch.manual_seed(seed)
+    vectors = [torch.ones(shape) if same else torch.randn(shape) for shape in
+               ((batch, dimensions), (batch, dimensions), (batch, hard, dimensions))]  # fmt: skip
+    queries, positives, negatives = (F.normalize(vector, dim=-1) for vector in vectors)
+    return Candidates(queries, positives, negatives, torch.ones(batch, batch * (1 + hard), dtype=torch.bool))
+
+
+def by_loop(kind, batch, margins):
+    """The margin losses, one pair at a time."""
+    n, hard = batch.size, batch.hard.shape[1]
+
+    def distance(a, b):
+        return 1 - float(a @ b)
+
+    simple = [
+        max(0.0, distance(batch.queries[i], batch.positives[i]) - distance(batch.queries[i], batch.positives[j]) + margins.simple)
+        for i in range(n) for j in range(n) if i != j
+    ]  # fmt: skip
+    first = [
+        max(0.0, distance(batch.queries[i], batch.positives[i]) - distance(batch.queries[i], batch.hard[i, h]) + margins.hard)
+        for i in range(n) for h in range(hard)
+    ]  # fmt: skip
+    last = []
+    for i in range(n):
+        for h in range(hard):
+            for j in range(n):
+                if i == j:
+                    continue
+                near = distance(batch.queries[i], batch.hard[i, h])
+                far = distance(batch.queries[i], batch.positives[j])
+                if kind == "quadruplet_b":
+                    near = distance(batch.queries[i], batch.positives[i])
+                    far = distance(batch.hard[i, h], batch.positives[j])
+                last.append(max(0.0, near - far + margins.between))
+    total = sum(simple) / len(simple)
+    if kind != "triplet":
+        total += sum(first) / len(first)
+    if kind.startswith("quadruplet"):
+        total += margins.weight * sum(last) / len(last)
+    return total
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 99), st.sampled_from(["quadruplet", "quadruplet_b", "triplet", "triplet_hard"]))
+def test_tables_give_what_the_formulae_say(seed, kind):
+    batch = drawn(seed)
+    assert float(loss(kind, batch)) == pytest.approx(by_loop(kind, batch, Margins()), abs=1e-5)
+
+
+def test_one_vector_for_all_texts_costs_the_margins():
+    margins = Margins(0.1, 0.4, 0.2, 0.5)
+    assert float(loss("quadruplet", drawn(same=True), margins=margins)) == pytest.approx(margins.collapsed)
+
+
+def test_the_asked_for_order_of_distances_costs_nothing():
+    axis = torch.eye(8)
+    positives = axis[:4]
+    hard = F.normalize(0.8 * axis[:4] + 0.6 * axis[4:], dim=-1)[:, None]
+    batch = Candidates(positives.clone(), positives, hard, torch.ones(4, 8, dtype=torch.bool))
+    assert float(loss("quadruplet", batch, margins=Margins(0.1, 0.5, 0.3))) == pytest.approx(0, abs=1e-6)
+
+
+def test_infonce_is_cross_entropy_over_the_candidates():
+    batch = drawn()
+    table = batch.similarities() / 0.05
+    torch.testing.assert_close(loss("infonce_hard", batch), F.cross_entropy(table, torch.arange(4)))
+    torch.testing.assert_close(loss("infonce", batch), F.cross_entropy(table[:, :4], torch.arange(4)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_document_that_does_not_count_has_no_influence(kind):
+    batch = drawn()
+    batch.allowed[0, 1] = batch.allowed[0, 4] = False  # another positive, and the first own hard negative
+    teacher = torch.zeros(4, 3)
+    changed = Candidates(batch.queries, batch.positives.clone(), batch.hard.clone(), batch.allowed)
+    only = Candidates(batch.queries[:1], batch.positives[:1], batch.hard[:1], batch.allowed[:1])
+    assert only.own_hard().shape == (1, 2)
+    if kind in ("margin_mse", "quadruplet_b"):
+        return  # a teacher says what a negative is worth; and B compares documents with each other
+    changed.hard[0, 0] = F.normalize(torch.randn(8), dim=-1)
+    before, after = (
+        torch.autograd.grad(loss(kind, c, teacher=teacher), c.queries)[0][0]
+        for c in (_watched(batch), _watched(changed))
+    )
+    if kind != "infonce_hard":  # there it is a candidate of the other queries, whose gradients are their own
+        torch.testing.assert_close(before, after)
+
+
+def _watched(batch):
+    return Candidates(batch.queries.clone().requires_grad_(), batch.positives, batch.hard, batch.allowed)
+
+
+def test_duplicates_and_other_relevant_documents_are_no_negatives():
+    found = allowed(["a", "b", "a"], [["x"], ["c"], ["x"]], [{"a", "x"}, {"b"}, {"a"}])
+    assert found.tolist() == [
+        [True, True, False, False, True, False],
+        [True, True, False, True, True, False],
+        [False, True, True, True, True, False],
+    ]
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_negatives_are_asked_for(kind):
+    with pytest.raises(ValueError, match="needs hard negatives"):
+        loss(kind, drawn(hard=0))
+
+
+@pytest.mark.parametrize("margins", [(0.3, 0.1, 0.1), (0.1, 0.15, 0.1), (0.0, 0.3, 0.1)])
+def test_margins_that_contradict_each_other_are_refused(margins):
+    with pytest.raises(ValueError, match="margins"):
+        Margins(*margins)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_soft_targets_pull_where_they_point(kind):
+    batch = drawn()
+    soft = F.one_hot(torch.tensor([1, 2, 3, 0]), 12).float()
+    plain, pulled = (loss(kind, batch, teacher=torch.zeros(4, 3), soft=soft, alpha=alpha) for alpha in (0.0, 1.0))
+    expected = F.cross_entropy(batch.similarities() / 0.05, torch.tensor([1, 2, 3, 0]))
+    torch.testing.assert_close(pulled - plain, expected)
+
+
+def test_the_alarm_rings_when_all_vectors_are_one():
+    alarm = CollapseAlarm(patience=3)
+    spread, one = drawn().queries, drawn(same=True).queries
+    assert not any(alarm.see(spread) for _ in range(5))
+    assert [alarm.see(one) for _ in range(3)] == [False, False, True]
+    assert not alarm.see(spread)
