@@ -183,7 +183,7 @@ class CollapseAlarm:
     low: int = 0
 
     def see(self, vectors: torch.Tensor) -> bool:
-        """Look at a batch of unit vectors [texts, dimensions]; True once the spread was too low for `patience` steps."""
+        """Look at unit vectors [texts, dimensions]; True once the spread was too low for `patience` steps."""
         count = len(vectors)
         total = vectors.detach().float().sum(0).square().sum()
         mean = 1 - (float(total) - count) / max(1, count * (count - 1))
