@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import nn
 
 from raylm.classify import metrics
 from raylm.classify.config import ClassifierConfig
-from raylm.classify.data import Data, Texts, load
+from raylm.classify.data import Data, Texts, load, teacher_place
 from raylm.classify.model import TextClassifier, Tokens, encode, probabilities, save
+from raylm.classify.model import load as load_model
 from raylm.errors import UserError
 from raylm.softlabels import targets
 from raylm.softlabels.losses import combined
@@ -35,6 +36,7 @@ class Run:
         saved: Path | None = None,
         *,
         known: Mapping[str, np.ndarray] | None = None,
+        teacher: Callable[[Texts], np.ndarray] | None = None,
     ) -> None:
         """Begin a run, or go on from a checkpoint of any number of ranks.
 
@@ -43,9 +45,10 @@ class Run:
             ranks: this rank, and how many there are.
             saved: directory of the checkpoint.
             known: vectors of all texts by the untouched encoder, where the caller has them; others are computed.
+            teacher: probabilities [texts, labels] for distillation; without it the config's directory is loaded.
 
         Raises:
-            UserError: as `load`; too many texts are longer than max_length.
+            UserError: as `load`; too many texts are longer than max_length; a teacher with other labels.
         """
         from transformers import AutoModel, AutoTokenizer
 
@@ -65,7 +68,10 @@ class Run:
         self.known, self.pooled = known, dict[int, torch.Tensor]()
         vectors = self.vectors(self.data.train) if config.soft.kind in NEEDS_VECTORS else None
         train, dev = ((part.texts, part.gold) for part in (self.data.train, self.data.dev))
-        self.targets = targets.make(config.soft, train, dev, len(self.data.labels), vectors=vectors, seed=config.seed)
+        self.targets = targets.make(
+            config.soft, train, dev, len(self.data.labels), vectors=vectors, taught=self._taught(teacher),
+            seed=config.seed,
+        )  # fmt: skip
         self.soft = torch.from_numpy(self.targets.rows).float()
         self.gold = torch.from_numpy(self.data.train.gold)
         counts = np.bincount(self.data.train.gold, minlength=len(self.data.labels))
@@ -102,6 +108,14 @@ class Run:
             found = torch.from_numpy(self.vectors(texts)).float()
             self.pooled[id(texts)] = found.to(next(self.model.parameters()).device)
         return self.pooled[id(texts)]
+
+    def _taught(self, teacher: Callable[[Texts], np.ndarray] | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """A teacher's log-probabilities of the training and the dev texts."""
+        if self.config.soft.kind != "distillation":
+            return None
+        ask = teacher or teacher_of(self.config.soft.teacher, self.data.labels)
+        train, dev = (np.log(np.maximum(ask(part), 1e-12)) for part in (self.data.train, self.data.dev))
+        return train, dev
 
     def tokens(self, texts: Texts) -> Tokens:
         """Texts for the model."""
@@ -236,6 +250,20 @@ class Run:
                     "them may; raise one of the two"
                 )
         return counts
+
+
+def teacher_of(folder: str, labels: Sequence[str]) -> Callable[[Texts], np.ndarray]:
+    """Probabilities of these labels, in this order, by a trained classifier: texts to [texts, labels].
+
+    Raises:
+        UserError: there is no classifier, or it has other labels.
+    """
+    model, tokenizer = load_model(teacher_place(folder))
+    if set(model.labels) != set(labels):
+        odd = sorted(set(model.labels) ^ set(labels))
+        raise UserError(f"soft.teacher={folder}: its labels are not those of train; only one of them has {odd[0]!r}")
+    order = [model.labels.index(label) for label in labels]
+    return lambda texts: probabilities(model, Tokens(texts.texts, tokenizer, model.max_length))[:, order]
 
 
 def _mixed(*numbers: int) -> int:
