@@ -22,6 +22,7 @@ from raylm.softlabels import targets
 from raylm.softlabels.losses import combined
 from raylm.train import checkpoint
 
+_NONE = Texts((), (), np.zeros(0, np.int64))
 NEEDS_VECTORS = ("glle", "propagation")
 
 
@@ -63,9 +64,10 @@ class Run:
         )  # fmt: skip
         if config.gpus_per_worker:
             self.model = self.model.to("cuda")
-        self.train_tokens, self.dev_tokens = (self.tokens(part) for part in (self.data.train, self.data.dev))
-        self.overlong = self._check_length()
         self.known, self.pooled = known, dict[int, torch.Tensor]()
+        read = [self.data.train, self.data.dev] if known is None or not config.freeze else [_NONE, _NONE]
+        self.train_tokens, self.dev_tokens = (self.tokens(part) for part in read)
+        self.overlong = self._check_length()
         vectors = self.vectors(self.data.train) if config.soft.kind in NEEDS_VECTORS else None
         train, dev = ((part.texts, part.gold) for part in (self.data.train, self.data.dev))
         self.targets = targets.make(
