@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -139,7 +138,8 @@ class Run:
         """One optimizer step; its loss, a mean over the texts of all ranks."""
         places = self._batch(step)
         own = places[self.rank :: self.world]
-        torch.manual_seed(_mixed(self.config.seed, step, self.rank))  # dropout, the same after a resume
+        if not self.config.freeze:  # dropout, the same after a resume; heads have none
+            torch.manual_seed(_mixed(self.config.seed, step, self.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._rate(step)
         device = next(self.model.parameters()).device
@@ -170,7 +170,7 @@ class Run:
         if self.rank > 0:
             return {}
         if self.best:
-            self.model.load_state_dict(self.best)
+            self.model.load_state_dict(self.best, strict=False)
         self.model.eval()
         part = self.data.test if self.data.test is not None else self.data.dev
         found = self.probabilities(part)
@@ -217,7 +217,8 @@ class Run:
         before = max((look["macro_f1"] for look in self.looks), default=-1.0)
         self.looks.append({"epoch": epoch, **metrics.measure(found, self.data.dev.gold, self.counts)})
         if self.config.keep_best and self.looks[-1]["macro_f1"] > before:
-            self.best = copy.deepcopy(self.model.state_dict())
+            trained = {name for name, param in self.model.named_parameters() if param.requires_grad}
+            self.best = {name: value.clone() for name, value in self.model.state_dict().items() if name in trained}
 
     def _batch(self, step: int) -> list[int]:
         """Places of a step's texts: every epoch's own order, cut into pieces that are all nearly as large."""
