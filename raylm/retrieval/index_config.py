@@ -29,8 +29,8 @@ class IndexSettings(Config):
     search_width: int = Field(128, ge=8)
     """Candidates kept while hnsw is searched (efSearch)."""
     language: Literal["auto", "english", "chinese", "none"] = "auto"
-    """Of the words of BM25: english drops stop words and stems, chinese segments with jieba, none takes words as they
-    are; auto is chinese where most letters are Chinese and english elsewhere."""
+    """Of the words of BM25: english stems them, chinese segments with jieba, none takes them as they are; auto is
+    chinese where most letters are Chinese and english elsewhere."""
     k1: float = Field(1.2, gt=0)
     """Saturation of a word's count in BM25."""
     b: float = Field(0.75, ge=0, le=1)

@@ -91,11 +91,12 @@ def _read(store: Store, said: dict[str, Any]) -> Index:
     settings = IndexSettings.model_validate(said["settings"])
     documents = _table(files["base.parquet"])
     ids = np.array(documents.column("id").to_pylist(), dtype=object)
-    lexical = Lexical.from_files({n.removeprefix("bm25-"): data for n, data in files.items() if n.startswith("bm25-")})
+    texts = documents.column("text").to_pylist()
+    words = {name.removeprefix("bm25-"): data for name, data in files.items() if name.startswith("bm25-")}
+    lexical = Lexical.from_files(words, texts, settings)
     where = f"{store.url}/{said['files']['base.faiss']['file']}"
     ann = Ann.from_bytes(said["kind"], files["base.faiss"], where)
     stored = {name: entry["sha256"] for name, entry in said["files"].items() if not _changes(name)}
-    texts = documents.column("text").to_pylist()
     base = Base(ids, texts, {name: row for row, name in enumerate(ids)}, ann, lexical, stored)
     tail = _tail(_table(files["tail.parquet"]), said["dimension"], lexical.split)
     dead = frozenset(json.loads(files["dead.json"]))

@@ -71,12 +71,12 @@ def test_a_small_change_does_not_write_the_built_part_again(tmp_path):
         index = index.add([f"x{number}"], ["new"], unit(1, number))
         index.save(str(tmp_path))
     kept = {file for file in (tmp_path / "files").iterdir() if written.get(file) == file.stat().st_mtime_ns}
-    assert {file.name.split("-", 1)[1] for file in kept} >= {"base.faiss", "base.parquet", "bm25-scores.npy"}
+    assert {file.name.split("-", 1)[1] for file in kept} >= {"base.faiss", "base.parquet", "bm25-data.csc.index.npy"}
     assert len(list((tmp_path / "files").glob("*-tail.parquet"))) == 2, "the newest version's and the one before"
     assert len(Index.open(str(tmp_path))) == 303
 
 
-@pytest.mark.parametrize("name", ["base.faiss", "base.parquet", "bm25-scores.npy", "tail.parquet"])
+@pytest.mark.parametrize("name", ["base.faiss", "base.parquet", "bm25-data.csc.index.npy", "tail.parquet"])
 @pytest.mark.parametrize(
     "damage", [lambda data: data[: len(data) // 2], lambda data: data[:-1] + bytes([data[-1] ^ 1])]
 )
