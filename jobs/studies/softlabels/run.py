@@ -4,7 +4,7 @@
         [--out runs/studies/softlabels]
 
 frozen: heads on the vectors of an untouched all-MiniLM, three sets, five settings, all arms. tuned: the whole encoder
-trains, on one set, in two settings, with fewer arms. Every arm has its strength chosen by macro-F1 on dev, from the
+trains, on one set, in two settings, with fewer arms, among them the published form. Every arm has its strength chosen by macro-F1 on dev, from the
 same number of candidates, and is then measured once on test; differences are paired over sets and seeds. The sets
 (banking77, trec_qc, sst) are read from $RAYLM_DATA. Finished runs are lines of rows-TIER-SEED.jsonl, and the same
 command goes on from them. Results: studies/results/softlabels.json and softlabels_tuned.json.
@@ -41,6 +41,8 @@ SETS = {
     "sst": ("sst/fine.train", "sst/fine.dev", "sst/fine.test"),
 }
 """Train, dev and test files; without a dev file a tenth of the training texts is set aside."""
+SIZES = {"banking77": (4_000, 1_000, 1_500), "sst": (4_000, 1_000, 1_500)}
+"""Texts that are drawn from the larger sets' train, dev and test files, so that two cores can encode them."""
 STRESSES: dict[str, dict[str, float]] = {
     "full": {},
     "few": {"keep": 0.05},
@@ -84,7 +86,7 @@ class Tier:
 
 TIERS = {
     "frozen": Tier(
-        "softlabels", tuple(SETS), tuple(STRESSES), tuple(arm for arm in ARMS if arm != "kwls_published"), ALPHAS,
+        "softlabels", tuple(SETS), tuple(STRESSES), tuple(ARMS)[:-2], ALPHAS,
         {"freeze": True, "epochs": 12, "batch_size": 128, "head_lr": 2e-2},
     ),
     "tuned": Tier(
@@ -118,7 +120,7 @@ def _seed(tier: Tier, seed: int, out: Path) -> Iterator[dict[str, Any]]:
                     start = time.monotonic()
                     if known is None and tier.settings.get("freeze"):
                         known = _vectors(name, out)
-                    row = _chosen(tier, name, stress, arm, seed=seed, known=known)
+                    row = _chosen(tier, name, stress, arm, seed=seed, out=out, known=known)
                     with file.open("a") as sink:
                         sink.write(json.dumps(row) + "\n")
                     said = {key: round(row[key], 3) for key in ("macro_f1", "ece", "alpha")}
@@ -127,14 +129,15 @@ def _seed(tier: Tier, seed: int, out: Path) -> Iterator[dict[str, Any]]:
 
 
 def _chosen(
-    tier: Tier, name: str, stress: str, arm: str, *, seed: int, known: Mapping[str, np.ndarray] | None
+    tier: Tier, name: str, stress: str, arm: str, *, seed: int, out: Path, known: Mapping[str, np.ndarray] | None
 ) -> dict[str, Any]:
     """The strength with the best dev macro-F1, and what it gives on test."""
-    teacher = _teacher(tier, name, stress, seed, known) if arm == "distilled" else None
+    teacher = _teacher(tier, name, stress, seed=seed, out=out, known=known) if arm == "distilled" else None
     alphas = {"hard": (0.0,), "kwls_published": PUBLISHED_ALPHAS}.get(arm, tier.alphas)
     best: tuple[float, Run, float] | None = None
     for alpha in alphas:
-        run = _trained(tier, name, stress, {**ARMS[arm], "alpha": alpha}, seed=seed, known=known, teacher=teacher)
+        soft = {**ARMS[arm], "alpha": alpha}
+        run = _trained(tier, name, stress, soft, seed=seed, out=out, known=known, teacher=teacher)
         dev = max(look["macro_f1"] for look in run.looks)
         if best is None or dev > best[0]:
             best = (dev, run, alpha)
@@ -145,14 +148,11 @@ def _chosen(
 
 
 def _trained(
-    tier: Tier, name: str, stress: str, soft: Mapping[str, Any], *, seed: int,
+    tier: Tier, name: str, stress: str, soft: Mapping[str, Any], *, seed: int, out: Path,
     known: Mapping[str, np.ndarray] | None, teacher: Callable[[Texts], np.ndarray] | None = None,
 ) -> Run:  # fmt: skip
-    folder = Path(os.environ["RAYLM_DATA"])
-    files = zip(("train", "dev", "test"), SETS[name], strict=True)
-    paths = {part: str(folder / f"{file}.jsonl.gz") for part, file in files if file}
     config = build(ClassifierConfig, {
-        **tier.settings, **paths, "seed": seed, "stress": STRESSES[stress], "max_overlong_share": 1.0, "soft": soft,
+        **tier.settings, **_files(name, out), "seed": seed, "stress": STRESSES[stress], "max_overlong_share": 1.0, "soft": soft,
     })  # fmt: skip
     run = Run(config, str(models.resolve_encoder("all-minilm-l6-v2").path), known=known, teacher=teacher)
     run.train(lambda row: None, lambda step, state: None)
@@ -160,11 +160,11 @@ def _trained(
 
 
 def _teacher(
-    tier: Tier, name: str, stress: str, seed: int, known: Mapping[str, np.ndarray] | None
+    tier: Tier, name: str, stress: str, *, seed: int, out: Path, known: Mapping[str, np.ndarray] | None
 ) -> Callable[[Texts], np.ndarray]:
     """Probabilities by the classifier with hard labels, trained on the same texts."""
     assert known is not None
-    run = _trained(tier, name, stress, ARMS["hard"], seed=seed, known=known)
+    run = _trained(tier, name, stress, ARMS["hard"], seed=seed, out=out, known=known)
     run.finish()
 
     def probabilities(texts: Texts) -> np.ndarray:
@@ -175,11 +175,29 @@ def _teacher(
     return probabilities
 
 
+def _files(name: str, out: Path) -> dict[str, str]:
+    """Paths of a set's train, dev and test; samples of the larger ones are written once."""
+    folder, found = Path(os.environ["RAYLM_DATA"]), {}
+    sizes = SIZES.get(name, (0, 0, 0))
+    for part, file, size in zip(("train", "dev", "test"), SETS[name], sizes, strict=True):
+        if not file:
+            continue
+        found[part] = str(folder / f"{file}.jsonl.gz")
+        if size:
+            sample = out / f"{name}-{part}.jsonl"
+            if not sample.exists():
+                lines = gzip.decompress(Path(found[part]).read_bytes()).decode().splitlines()
+                chosen = np.sort(np.random.default_rng(0).permutation(len(lines))[:size])
+                sample.write_text("".join(lines[place] + "\n" for place in chosen))
+            found[part] = str(sample)
+    return found
+
+
 def _vectors(name: str, out: Path) -> dict[str, np.ndarray]:
     """Text to its vector by the untouched encoder, for all texts of a set; made once."""
     texts: dict[str, None] = {}
-    for part in filter(None, SETS[name]):
-        with gzip.open(Path(os.environ["RAYLM_DATA"], f"{part}.jsonl.gz"), "rt") as source:
+    for path in _files(name, out).values():
+        with gzip.open(path, "rt") if path.endswith(".gz") else open(path) as source:
             texts |= dict.fromkeys(json.loads(line)["text"] for line in source)
     file = out / f"vectors-{name}.npy"
     if not file.exists():
