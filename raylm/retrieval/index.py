@@ -7,6 +7,7 @@ once tail and deleted documents are a share of the whole, everything is built ag
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections import Counter
 from collections.abc import Sequence
@@ -44,6 +45,15 @@ class Source:
     hash: str
     """As `Encoder.hash`."""
     revision: str = ""
+    """Commit of a hub model."""
+    max_length: int | None = None
+    """Tokens of a text that are read; None is what the encoder's directory says."""
+
+    @classmethod
+    def of(cls, encoder: Encoder, name: str, revision: str | None = None) -> Source:
+        """An encoder that was loaded by this name."""
+        place = os.path.abspath(name) if os.path.isdir(name) else name
+        return cls(place, encoder.hash, revision or "", encoder.max_length)
 
 
 @dataclass(frozen=True)
@@ -233,6 +243,19 @@ class Index:
         both = zip(self.search(vectors, depth), self.search_words(queries, depth), strict=True)
         return [fusion.reciprocal_rank(rankings, k) for rankings in both]
 
+    def encoder(self, model: str = "", device: str = "cpu") -> Encoder:
+        """The encoder that the index is of, from where the index says that it is or from another place.
+
+        Raises:
+            UserError: it is not to be had, or what is there now is another one.
+        """
+        from raylm.retrieval.encoder import Encoder
+
+        said = self.source
+        found = Encoder.load(model or said.name, said.revision or None, device, max_length=said.max_length)
+        self.check_encoder(found)
+        return found
+
     def check_encoder(self, encoder: Encoder | str) -> None:
         """Refuse an encoder, or the hash of one, that the index is not of.
 
@@ -283,7 +306,8 @@ class Index:
         alive = np.array([row for row in range(len(self.base.ids)) if row not in self.dead], dtype=np.int64)
         vectors = np.concatenate([self.base.ann.vectors()[alive], self.tail.vectors])
         texts = [self.base.texts[row] for row in alive] + list(self.tail.texts)
-        return Index.build(self.ids, texts, vectors, source=self.source, settings=self.settings)
+        found = Index.build(self.ids, texts, vectors, source=self.source, settings=self.settings)
+        return replace(found, facts={**self.facts, **found.facts})
 
     @cached_property
     def _dead_bits(self) -> np.ndarray | None:

@@ -54,7 +54,7 @@ class IndexConfig(Config):
     """Commit of a hub model."""
     max_length: int | None = Field(None, ge=4)
     """Tokens of a document that are read; empty takes what the encoder's directory says."""
-    max_overlong_share: float = Field(0.05, ge=0, le=1)
+    max_overlong_share: float = runtime(0.05, ge=0, le=1)
     """Share of documents with more tokens above which the run is refused, unless they are chunked."""
     chunk: bool = False
     """Cut longer documents into pieces that the encoder reads whole, each with the id DOCUMENT#n."""
@@ -76,6 +76,19 @@ class IndexConfig(Config):
         if self.chunk and self.max_length is not None and self.chunk_overlap >= self.max_length - 2:
             raise ValueError(f"chunk_overlap={self.chunk_overlap} must be less than max_length={self.max_length} - 2")
         return self
+
+
+class SearchConfig(Config):
+    """Search an index from the terminal."""
+
+    k: int = Field(10, ge=1)
+    """Documents that are shown."""
+    mode: Mode = "hybrid"
+    """What ranks: vectors, BM25, or both by reciprocal rank fusion."""
+    model: str = ""
+    """Where the index' encoder is; empty looks where it was when the index was built."""
+    letters: int = Field(200, ge=20)
+    """Of a text that are shown."""
 
 
 class EvaluateRetrievalConfig(Config):

@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def write(index: Index, path: str) -> None:
     files = {**_write_base(index.base, store), **_write_changes(index, store)}
     manifest = {
         "format": FORMAT,
-        "encoder": {"name": index.source.name, "hash": index.source.hash, "revision": index.source.revision},
+        "encoder": asdict(index.source),
         "dimension": index.dimension,
         "metric": "cosine",
         "kind": index.kind,

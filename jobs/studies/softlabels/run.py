@@ -4,10 +4,11 @@
         [--out runs/studies/softlabels]
 
 frozen: heads on the vectors of an untouched all-MiniLM, three sets, five settings, all arms. tuned: the whole encoder
-trains, on one set, in two settings, with fewer arms, among them the published form. Every arm has its strength chosen by macro-F1 on dev, from the
-same number of candidates, and is then measured once on test; differences are paired over sets and seeds. The sets
-(banking77, trec_qc, sst) are read from $RAYLM_DATA. Finished runs are lines of rows-TIER-SEED.jsonl, and the same
-command goes on from them. Results: studies/results/softlabels.json and softlabels_tuned.json.
+trains, on one set, in two settings, with fewer arms, among them the published form. Every arm has its strength chosen
+by macro-F1 on dev, from the same number of candidates, and is then measured once on test; differences are paired over
+sets and seeds. The sets (banking77, trec_qc, sst; samples of the larger ones) are read from $RAYLM_DATA. Finished runs
+are lines of rows-TIER-SEED.jsonl, and the same command goes on from them. Results: studies/results/softlabels.json and
+softlabels_tuned.json.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ def _trained(
     known: Mapping[str, np.ndarray] | None, teacher: Callable[[Texts], np.ndarray] | None = None,
 ) -> Run:  # fmt: skip
     config = build(ClassifierConfig, {
-        **tier.settings, **_files(name, out), "seed": seed, "stress": STRESSES[stress], "max_overlong_share": 1.0, "soft": soft,
+        **tier.settings, **_files(name, out), "seed": seed, "stress": STRESSES[stress], "max_overlong_share": 1.0,
+        "soft": soft,
     })  # fmt: skip
     run = Run(config, str(models.resolve_encoder("all-minilm-l6-v2").path), known=known, teacher=teacher)
     run.train(lambda row: None, lambda step, state: None)
