@@ -89,6 +89,12 @@ VERBS = {
             "raylm.retrieval.index_config:EvaluateRetrievalConfig",
             "raylm.retrieval.evaluate:run",
         ),
+        Verb(
+            "train-retriever",
+            "Train a dense retriever on queries, documents and judgments.",
+            "raylm.retrieval.config:RetrieverConfig",
+            "raylm.retrieval.stage:run",
+        ),
     )
 }
 

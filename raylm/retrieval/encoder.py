@@ -75,7 +75,7 @@ class Encoder(nn.Module):
             self.adapter = nn.Linear(width, width, bias=False).to(self.device)
             nn.init.eye_(self.adapter.weight)
         self.model.requires_grad_(False)
-        self._pooled = {}
+        self._pooled = {} if self._pooled is None else self._pooled
 
     @classmethod
     def load(

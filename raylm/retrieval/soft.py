@@ -23,6 +23,8 @@ Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Numbers of queries [batch] and places of documents [candidates] to scores [batch, candidates]."""
 DENSE = 200_000_000
 """Cells of the table of queries and relevant documents that glle and propagation may fill."""
+TABLE = 50_000_000
+"""Cells of a table of all queries and documents up to which scores are made once and not batch by batch."""
 FEATURES = ("cosine of weighted vectors", "shared term weights", "BM25")
 """What the relevance head looks at."""
 _EASY = 4
@@ -63,6 +65,11 @@ class SoftTargets:
         """
         self.config, self.pool, self.seed = config, pool, seed
         self._score = _scores(config, pool, seed)
+        self._table: np.ndarray | None = None
+        if config.kind != "teacher" and len(pool.asked) * len(pool.places) <= TABLE:
+            numbers = np.arange(len(pool.asked))
+            parts = [self._score(part, pool.places) for part in np.array_split(numbers, -(-len(numbers) // 64))]
+            self._table = np.concatenate(parts).astype(np.float32)
 
     def rows(self, numbers: np.ndarray, places: np.ndarray, allowed: torch.Tensor) -> torch.Tensor:
         """Target distributions of a batch, [batch, candidates] float32; the first columns are the own positives.
@@ -79,7 +86,7 @@ class SoftTargets:
             found = enhancement.uniform(counts, gold, self.config.share, self.config.entropy)
         else:
             scores = np.zeros(counts.shape)
-            scores[:, known] = self._score(numbers, places[known])
+            scores[:, known] = self.scores(numbers, places[known])
             soft = enhancement.at_entropy(scores, counts, self.config.entropy)
             soft[counts.sum(1) == 1] = counts[counts.sum(1) == 1]
             found = enhancement.mixed(soft, gold, self.config.share)
@@ -97,7 +104,10 @@ class SoftTargets:
 
     def scores(self, numbers: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Scores of queries with documents of the pool, [queries, documents]; uniform has none."""
-        return self._score(numbers, places)
+        if self._table is None:
+            return self._score(numbers, places)
+        found: np.ndarray = self._table[numbers][:, self.pool.columns(places)]
+        return found
 
 
 def _scores(config: EnhancementConfig, pool: Pool, seed: int) -> Score:
