@@ -6,7 +6,8 @@ search_vs_faiss: queries/s through our index (checks, ids, ties and all) over th
 by kind of index and batch size; the headline is the least of them. encode_vs_sentence_transformers: texts/s of one
 all-MiniLM over that of sentence-transformers, passages and questions of medquad where $RAYLM_DATA is set, else drawn
 words. keyword_vs_loop: as jobs.bench.softlabels measures it. train_vs_sentence_transformers: as
-jobs.bench.retrieval_train does. The two sides of a ratio take turns in one process.
+jobs.bench.retrieval_train does. The two sides of a ratio take turns in one process, on one thread; searches and
+encodings are timed in CPU seconds, so that what else runs on the machine counts for neither.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def passages(count: int) -> list[str]:
 
 
 def _alternating(sides: dict[str, Callable[[Any], Any]], parts: Sequence[Any], repeats: int) -> list[dict[str, float]]:
-    """Seconds of each side for all parts, a row a repeat: the sides take turns part by part, and who begins changes.
+    """CPU seconds of each side for all parts, a row a repeat: they take turns part by part, and who begins changes.
 
     Where parts are many a side's seconds are their median times their number, so that a pause of the machine in one
     of them does not decide.
@@ -146,9 +147,9 @@ def _alternating(sides: dict[str, Callable[[Any], Any]], parts: Sequence[Any], r
         for number, part in enumerate(parts):
             order = list(sides) if (repeat + number) % 2 else list(sides)[::-1]
             for side in order:
-                start = time.perf_counter()
+                start = time.process_time()
                 sides[side](part)
-                taken[side].append(time.perf_counter() - start)
+                taken[side].append(time.process_time() - start)
         rows.append({side: statistics.median(each) * len(each) for side, each in taken.items()})
     return rows
 
