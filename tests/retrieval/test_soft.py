@@ -1,4 +1,4 @@
-"""Soft targets of a run: every kind gives distributions over what counts, and cross-fitting hides a query's own fold."""
+"""Soft targets of a run: distributions over what counts, and heads that have not seen the query they score."""
 
 import numpy as np
 import pytest
