@@ -86,14 +86,14 @@ class Tier:
 TIERS = {
     "adapter": Tier(
         "retrieval",
-        {"adapter": True, "lr": 1e-3, "batch_size": 16, "max_length": 64, "weight_decay": 0.0, "titles": True,
+        {"adapter": True, "lr": 1e-3, "batch_size": 16, "max_length": 48, "weight_decay": 0.0, "titles": True,
          "negatives": {"hard": 1, "judged": 0.5, "bm25": 0.5, "depth": 20, "keep": 10, "teacher": "all-minilm-l6-v2",
                        "segment": "words", "stem": "english"}},
         (256, 32), {256: 4, 32: 16}, tuple(LOSSES), tuple(SOFT),
     ),
     "layers": Tier(
         "retrieval_layers",
-        {"freeze_layers": 5, "lr": 1e-4, "batch_size": 16, "max_length": 64, "titles": True, "cache_gib": 4.0,
+        {"freeze_layers": 5, "lr": 1e-4, "batch_size": 16, "max_length": 48, "titles": True, "cache_gib": 4.0,
          "negatives": {"hard": 1, "judged": 0.5, "bm25": 0.5, "depth": 20, "keep": 10, "teacher": "all-minilm-l6-v2",
                        "segment": "words", "stem": "english"}},
         (256,), {256: 3}, ("infonce_hard", "quadruplet"), ("none", "le"),

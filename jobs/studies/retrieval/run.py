@@ -3,7 +3,7 @@
     python -m jobs.studies.retrieval.run [--tier adapter|layers] [--seeds 0 1 2 3 4] [--out runs/studies/retrieval]
         [--rows-only]
 
-A part of medquad (3,000 documents without titles, 512/150/300 queries of different diseases; read from $RAYLM_DATA),
+A part of medquad (1,500 documents without titles, 288/80/160 queries of different diseases; read from $RAYLM_DATA),
 where the hard negatives are documents on the same disease that answer another question, and what BM25 finds; a teacher
 (the untouched encoder) drops doubtful ones. adapter: a linear map over the frozen all-MiniLM trains, which is cheap
 enough for all arms and five seeds. layers: the uppermost layer trains, a few arms. Every arm has the same batches,

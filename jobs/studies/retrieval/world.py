@@ -25,15 +25,16 @@ from raylm.seeds import stable_seed
 from raylm.softlabels.terms import Reading, reading
 from raylm.softlabels.words import segmenter
 
-QUERIES = {"train": 512, "dev": 150, "test": 300}
-DOCUMENTS = 3_000
+QUERIES = {"train": 288, "dev": 80, "test": 160}
+DOCUMENTS, BESIDE = 1_500, 2
+"""Of the whole collection, and of the documents on a query's disease that answer another question."""
 RELEVANT = 2
 """Grade of a document that answers; 1 has the same disease and another kind of question."""
 
 
 def collection(folder: Path, source: str) -> Path:
-    """Write the part of medquad that the study uses, once: queries drawn by a seed, all that is judged for them, and
-    random documents up to DOCUMENTS. Train, dev and test have different diseases."""
+    """Write the part of medquad that the study uses, once: queries drawn by a seed, what answers them, a few documents
+    on the same diseases, and random ones up to DOCUMENTS. Train, dev and test have different diseases."""
     if (folder / "queries.jsonl").exists():
         return folder
     whole = Collection(source, titles=False)
@@ -44,6 +45,7 @@ def collection(folder: Path, source: str) -> Path:
         judged = whole.judgments(f"{split}_graded")
         good = [query for query, grades in judged.items() if max(grades.values()) >= RELEVANT]
         chosen = sorted(good, key=lambda query: stable_seed(0, split, query))[:count]
+        judged = {query: _fewer(judged[query]) for query in chosen}
         lines = [f"{query}\t{name}\t{grade}" for query in chosen for name, grade in judged[query].items()]
         (folder / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines) + "\n")
         kept += chosen
@@ -55,6 +57,12 @@ def collection(folder: Path, source: str) -> Path:
     asked = "".join(json.dumps({"_id": name, "text": queries[name]}) + "\n" for name in kept)
     (folder / "queries.jsonl").write_text(asked)
     return folder
+
+
+def _fewer(grades: dict[str, int]) -> dict[str, int]:
+    """All that answers, and a few of the rest."""
+    rest = sorted((name for name, grade in grades.items() if grade < RELEVANT), key=lambda name: stable_seed(0, name))
+    return {name: grade for name, grade in grades.items() if grade >= RELEVANT or name in rest[:BESIDE]}
 
 
 @dataclass
@@ -120,16 +128,18 @@ def _remember(made: World, texts: list[str], kind: Any, file: Path) -> None:
     """One pass over texts: pooled vectors into the encoder's memory, words into the soft targets' memory."""
     encoder, tokens, split = made.encoder, made.encoder.tokens(texts, kind), segmenter("words")
     states: dict[int, torch.Tensor] = torch.load(file, weights_only=True) if file.exists() else {}
+    told = len(states)
     for places in tokens.by_length(32):
         if places[0] in states:
             continue
         ids, mask = tokens.batch(places)
         for place, row, length in zip(places, encoder.states(ids, mask), mask.sum(1).tolist(), strict=True):
             states[place] = row[:length].half().clone()
-        if places[-1] % 5 == 0:
-            print(f"{kind}: {len(states)} of {len(texts)}", flush=True)
-    if not file.exists():
-        torch.save(states, file)
+        if len(states) - told >= 256 or len(states) == len(texts):
+            told = len(states)
+            print(f"{kind}: {told} of {len(texts)}", flush=True)
+            torch.save(states, file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
     assert encoder._pooled is not None
     offsets = encoder.tokenizer(texts, truncation=True, max_length=encoder.max_length, return_offsets_mapping=True)
     for place, text in enumerate(texts):
