@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raylm.errors import UserError
+from raylm.llm import quick
 
 SETTINGS, HEADS = "classifier.json", "heads.safetensors"
 
@@ -110,6 +111,7 @@ def load(folder: str | Path) -> tuple[TextClassifier, Any]:
     Raises:
         UserError: the directory is not one that `save` wrote, or its heads are of other labels.
     """
+    quick.without_sklearn()
     from transformers import AutoModel, AutoTokenizer
 
     place = Path(folder)

@@ -17,6 +17,7 @@ from raylm.classify.config import ClassifierConfig
 from raylm.classify.data import Data, Texts, load
 from raylm.classify.model import TextClassifier, Tokens, encode, probabilities, save
 from raylm.errors import UserError
+from raylm.llm import quick
 from raylm.softlabels import targets
 from raylm.softlabels.losses import combined
 from raylm.train import checkpoint
@@ -47,6 +48,7 @@ class Run:
         Raises:
             UserError: as `load`; too many texts are longer than max_length.
         """
+        quick.without_sklearn()
         from transformers import AutoModel, AutoTokenizer
 
         self.config, (self.rank, self.world) = config, ranks
