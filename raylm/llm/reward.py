@@ -42,6 +42,7 @@ class LocalReward:
     def __init__(self, path: str, cpus: float = 1.0, gpus: float = 0.0) -> None:
         """Load it; see `build`."""
         import torch
+
         quick.without_sklearn()
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
