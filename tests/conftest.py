@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("raylm", deadline=None)  # a busy machine is no failure
+settings.load_profile("raylm")
 
 INTEGRATION = Path(__file__).parent / "integration"
 

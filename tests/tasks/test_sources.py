@@ -272,6 +272,8 @@ LINE = json.dumps(ROWS[0])
         ('{"question": "q", "answer": "1", "id": null}', ["rows.jsonl:1", "'id' holds no id"]),
         (f"{LINE}\n{LINE}\n", ["1 ids in 'id' are used twice", "'row-0'", "rows.jsonl:2", "rows.jsonl:1", "id_field"]),
         (b'{"question": "\xff", "answer": "1"}', ["rows.jsonl:1", "not UTF-8"]),
+        (r'{"question": "a \ud83d b", "answer": "1"}', ["rows.jsonl:1", "'question' holds half a character (\\ud83d)"]),
+        (r'{"id": "\udc00", "question": "a", "answer": "1"}', ["rows.jsonl:1", "'id' holds half a character"]),
     ],
 )
 def test_bad_rows_name_file_line_and_remedy(tmp_path, content, words):
