@@ -1,9 +1,19 @@
 """Fine-tuning on Ray Train and DeepSpeed: killed and gone on with on other numbers of workers, tasks in a row."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+ROOT = Path(__file__).parent.parent.parent
 
 
 def chains(path, shift, count=24):
@@ -15,18 +25,39 @@ def chains(path, shift, count=24):
     return str(path)
 
 
+def start(*arguments):
+    """On the session's cluster, which saves each job the start of its own."""
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "-m", "jobs.finetune", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finished(job):
+    printed, _ = job.communicate(timeout=400)
+    assert job.returncode == 0, printed
+    return printed
+
+
 SETTINGS = (
     "model=micro", "batch_size=4", "micro_batch=2", "epochs=4", "lr=0.003", "checkpoint_every=2",
     "isolation={protect: 0.2, refresh_every: 3, warmup: 2, measure_noise: true}",
 )  # fmt: skip
 
 
-def test_a_killed_run_goes_on_with_one_worker_at_another_stage(start_job, run_verb, tmp_path):
+def test_a_killed_run_goes_on_with_one_worker_at_another_stage(tmp_path):
     data, out, steps = chains(tmp_path / "chains.jsonl", 1), tmp_path / "out", tmp_path / "steps"
     arguments = (*SETTINGS, f"chains={data}", f"out={out}", f"step_log={steps}")
-    start_job("jobs.finetune", *arguments, "workers=2", "zero=3").kill_at(steps, 7)
-    code, printed = run_verb("finetune", *arguments, "workers=1", "zero=2")
-    assert code == 0, printed
+    job = start(*arguments, "workers=2", "zero=3")
+    deadline = time.monotonic() + 300
+    while not (steps.exists() and len(steps.read_text().splitlines()) >= 7):
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    finished(start(*arguments, "workers=1", "zero=2"))
     logged = [json.loads(line)["step"] for line in steps.read_text().splitlines()]
     assert sorted(set(logged)) == list(range(1, 25))
     assert len(logged) - 24 <= 2  # checkpoint_every
@@ -44,7 +75,7 @@ def test_a_killed_run_goes_on_with_one_worker_at_another_stage(start_job, run_ve
     assert "isolation/mask.safetensors" in manifest["outputs"]
 
 
-def test_tasks_in_a_row_with_all_that_watches_them(run_verb, tmp_path):
+def test_tasks_in_a_row_with_all_that_watches_them(tmp_path):
     """On two workers at stage 3: held-out looks, best weights, consolidation, adapters' rival settings, curves."""
     tasks = [
         {
@@ -61,8 +92,7 @@ def test_tasks_in_a_row_with_all_that_watches_them(run_verb, tmp_path):
         "isolation": {"scope": "per_task", "warmup": 2, "refresh_every": 2},
     }  # fmt: skip
     (tmp_path / "finetune.yaml").write_text(json.dumps(settings))
-    code, printed = run_verb("finetune", tmp_path / "finetune.yaml")
-    assert code == 0, printed
+    finished(start(str(tmp_path / "finetune.yaml")))
     out = tmp_path / "out"
     watch = pq.read_table(out / "data" / "watch.parquet").to_pylist()
     assert [row["step"] for row in watch if row["set"] == "first"] == [0, 4, 8, 12, 16]
