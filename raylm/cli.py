@@ -77,6 +77,12 @@ VERBS = {
             "raylm.classify.config:ClassifierConfig",
             "raylm.classify.stage:run",
         ),
+        Verb(
+            "train-retriever",
+            "Train a dense retriever on queries, documents and judgments.",
+            "raylm.retrieval.config:RetrieverConfig",
+            "raylm.retrieval.stage:run",
+        ),
     )
 }
 
