@@ -30,9 +30,17 @@ class Verb:
     summary: str
     config_path: str
     run_path: str
+    leading: str = ""
+    """Key of the config that the name of another verb stands for, when it is the first argument."""
 
     def config_class(self) -> type[config.Config]:
         return _load(self.config_path)
+
+    def arguments(self, args: Sequence[str]) -> list[str]:
+        """Arguments for `config.load`."""
+        if self.leading and args and args[0] in VERBS:
+            return [*args[1:], f"{self.leading}={args[0]}"]
+        return list(args)
 
     def run(self, resolved: config.Config) -> Any:
         return _load(self.run_path)(resolved)
@@ -77,6 +85,13 @@ VERBS = {
             "raylm.classify.config:ClassifierConfig",
             "raylm.classify.stage:run",
         ),
+        Verb(
+            "sweep",
+            "Search the settings of a stage that trains: raylm sweep VERB config.yaml.",
+            "raylm.sweep.config:SweepConfig",
+            "raylm.sweep.run:run",
+            leading="stage",
+        ),
     )
 }
 
@@ -103,7 +118,7 @@ def run_verb(name: str, args: Sequence[str]) -> int:
     if "--help" in args or "-h" in args:
         print_help(verb)
         return 0
-    return _guarded(lambda: verb.run(config.load(verb.config_class(), args)))
+    return _guarded(lambda: verb.run(config.load(verb.config_class(), verb.arguments(args))))
 
 
 def print_help(verb: Verb) -> None:
@@ -129,7 +144,7 @@ def config_show(
     """Print the resolved config of VERB as YAML, and its hash."""
     if verb not in VERBS:
         raise UserError(f"config show: no verb {verb!r}; verbs are {', '.join(VERBS)}")
-    resolved = config.load(VERBS[verb].config_class(), args or ())
+    resolved = config.load(VERBS[verb].config_class(), VERBS[verb].arguments(args or ()))
     typer.echo(f"# hash {config.config_hash(resolved)}")
     typer.echo(config.to_yaml(resolved), nl=False)
 

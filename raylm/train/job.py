@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from raylm.errors import UserError
@@ -24,6 +25,21 @@ class Scaling(Protocol):
     def max_failures(self) -> int: ...
 
 
+Observer = Callable[[dict[str, Any], int], None]
+"""Gets the row of a step as the sink got it, and the number of steps of the whole run."""
+_observers: list[Observer] = []
+
+
+@contextlib.contextmanager
+def observed(by: Observer) -> Iterator[None]:
+    """Let `by` see the rows of whatever run `fit` makes in this process, in their order; called from a thread."""
+    _observers.append(by)
+    try:
+        yield
+    finally:
+        _observers.remove(by)
+
+
 def fit(
     loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], config: Scaling, *, title: str, steps: int
 ) -> float:
@@ -31,7 +47,8 @@ def fit(
 
     Args:
         loop: gets the arguments, and a `sink` actor whose `add` takes rows with step, loss and a rate by its unit,
-            such as `tokens_per_second`.
+            such as `tokens_per_second`; after a look also `measures`, numbers by the names that the stage's config
+            gives in `measures()`.
         arguments: plain data; `root` is the stage's directory, below which Ray Train keeps its state in `train`.
         config: of the stage.
         title: of the progress bar.
@@ -99,8 +116,12 @@ def _watch(sink: Any, progress: Progress, stop: threading.Event) -> None:
         ended = stop.wait(1.0)
         for row in ray.get(sink.take.remote()):
             rates = [f"{value:.0f} {key.replace('_per_second', '/s')}" for key, value in row.items() if "_per_" in key]
-            progress.advance(max(0, row["step"] - last), ", ".join([f"loss {row['loss']:.3f}", *rates]))
-            last = max(last, row["step"])
+            if row["step"] <= last:  # repeated after a worker's death
+                continue
+            for observer in _observers:
+                observer(row, progress.total)
+            progress.advance(row["step"] - last, ", ".join([f"loss {row['loss']:.3f}", *rates]))
+            last = row["step"]
         if ended:
             return
 
