@@ -94,7 +94,7 @@ def _add_parameters(page: Page, manifest: Manifest, done: list[dict[str, Any]], 
     modes = {item["metric"]: item["mode"] for item in manifest.figures["objectives"]}
     page.section(
         "Parameters",
-        "A line is a finished trial; the best by the objective of the plot are orange, the worst grey. Importance is the "
+        "A line is a finished trial; the best by the plot's objective are orange, the worst grey. Importance is the "
         "share of an objective's variance that a parameter explains.",
     )
     for name in names:
