@@ -170,6 +170,28 @@ def report(path: str) -> None:
     typer.echo(_load("raylm.report:for_artefact")(path))
 
 
+@app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": False})
+def submit(
+    ctx: typer.Context,
+    verb: Annotated[str, typer.Argument(help="Verb that the job runs; its arguments follow.")],
+    *,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS")] = (
+        "http://127.0.0.1:8265"
+    ),
+    token_file: Annotated[str, typer.Option(help="File with the cluster's token; by default as Ray's clients.")] = "",
+    working_dir: Annotated[str, typer.Option(help="Directory that travels to the cluster.")] = ".",
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the job; may be repeated.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job and return its exit code.")] = True,
+) -> None:
+    """Run VERB as a job on a Ray cluster: raylm submit VERB [config.yaml ...] [key=value ...] --address URL."""
+    from raylm import submit as jobs
+
+    request = jobs.Request(
+        verb, tuple(ctx.args), address, token_file, working_dir, env=jobs.parse_env(env or []), wait=wait
+    )
+    raise typer.Exit(jobs.submit(request))
+
+
 @app.command("version")
 def version() -> None:
     """Print raylm's version."""

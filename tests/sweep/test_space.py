@@ -1,4 +1,4 @@
-"""Search spaces: every point lies in the space, conditions hold, and all ways to make points agree on what that means."""
+"""Search spaces: every point lies in its space, conditions hold, and all ways to make points agree."""
 
 import json
 import math

@@ -1,0 +1,169 @@
+"""Jobs on a head of its own with token authentication: followed, failed, stopped, and never run twice at once."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from raylm import submit
+from raylm.errors import UserError
+from raylm.storage import Store
+from raylm.submit import Request
+
+ROOT = Path(__file__).parent.parent.parent
+ENGINE = "engine={kind: scripted, model: micro, context: 512}"
+SUMS = "problems=[{name: chain_sum, part: train, limit: %d, seed: 1, params: {min_terms: 2, max_terms: 3}}]"
+
+
+def free_ports(count):
+    held = [socket.socket() for _ in range(count)]
+    for each in held:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A head of two CPUs that asks for a token: (dashboard's address, token file)."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets lie below it
+    token = folder / "token"
+    token.write_text("0123456789abcdef" * 4)
+    token.chmod(0o600)
+    port, dashboard, agent, listen, metrics = free_ports(5)
+    environment = {
+        **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }  # fmt: skip
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
+        f"--dashboard-port={dashboard}", f"--dashboard-agent-grpc-port={agent}", "--dashboard-host=127.0.0.1",
+        f"--dashboard-agent-listen-port={listen}", f"--metrics-export-port={metrics}", f"--temp-dir={folder}/ray",
+        "--node-ip-address=127.0.0.1", "--object-store-memory=300000000", "--include-dashboard=true",
+    ]  # fmt: skip
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        address = f"http://127.0.0.1:{dashboard}"
+        try:
+            _wait_for(address, process, folder / "log")
+            yield address, str(token)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def _wait_for(address, process, log):
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(f"{address}/api/version", timeout=2)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                return
+        except OSError:
+            pass
+        time.sleep(0.3)
+    raise AssertionError(log.read_text())
+
+
+def raylm(*args, token):
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
+    command = [sys.executable, "-m", "raylm.cli", "submit", *args]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def test_a_job_is_followed_and_a_second_one_finds_its_work_done(head, tmp_path):
+    address, token = head
+    out = tmp_path / "explore"
+    arguments = ("explore", SUMS % 3, ENGINE, "search.rounds=1", f"out={out}", "--address", address)
+    for attempt in range(2):
+        printed, said = (job := raylm(*arguments, token=token)).communicate(timeout=300)
+        assert job.returncode == 0, printed + said
+        assert re.search(r"submitted raysubmit_\w+: python -m jobs\.explore", said)
+        if not attempt:
+            assert "explore: 3/3 trees" in printed
+    assert Store(str(out)).manifest().rows == 3
+
+
+def test_a_failing_jobs_exit_code_comes_back(head, tmp_path):
+    address, token = head
+    missing = "problems=[{name: mine, kind: dataset, path: /no/such.jsonl}]"
+    job = raylm("explore", missing, ENGINE, f"out={tmp_path}/x", "--address", address, token=token)
+    printed, said = job.communicate(timeout=300)
+    assert job.returncode == 2, printed + said
+    assert "/no/such.jsonl" in printed
+
+
+def test_interrupted_it_asks_and_stops_what_a_second_submission_only_follows(head, tmp_path, monkeypatch):
+    address, token = head
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.chdir(ROOT)
+    arguments = (SUMS % 400, ENGINE, "search.rounds=40", f"out={tmp_path}/long")
+    request = Request("explore", arguments, address, token)
+    first = raylm("explore", *arguments, "--address", address, "--no-wait", token=token)
+    _, said = first.communicate(timeout=300)
+    assert first.returncode == 0, said
+    submit.authenticate(request)
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(address)
+    asked = []
+
+    def interrupted(self, *_):
+        raise KeyboardInterrupt
+
+    def answers(question):
+        asked.append(question)
+        return "y" if len(asked) > 1 else "n"
+
+    tail = submit._Log.tail
+    with monkeypatch.context() as patch:
+        patch.setattr(submit._Log, "tail", interrupted)
+        assert submit.submit(request, answers) == submit.LEFT_RUNNING
+
+    def once(self, *rest):
+        monkeypatch.setattr(submit._Log, "tail", tail)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submit._Log, "tail", once)
+    assert submit.submit(request, answers) == submit.STOPPED
+    assert len(asked) == 2
+    jobs = [job for job in client.list_jobs() if (job.metadata or {}).get("raylm", "").endswith(f"{tmp_path}/long")]
+    assert len(jobs) == 1
+    assert str(jobs[0].status) == "STOPPED"
+
+
+@pytest.mark.parametrize("token", ["wrong" * 8, ""])
+def test_without_the_right_token_nothing_is_told(head, tmp_path, token):
+    address, _ = head
+    file = tmp_path / "token"
+    file.write_text(token or "x" * 8)
+    file.chmod(0o600)
+    job = raylm("explore", SUMS % 1, ENGINE, f"out={tmp_path}/x", "--address", address, token=str(file))
+    printed, said = job.communicate(timeout=120)
+    assert job.returncode == 2, printed + said
+    assert "refuses the token" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_where_no_cluster_answers_it_says_so(tmp_path):
+    (port,) = free_ports(1)
+    request = Request("explore", (SUMS % 1, ENGINE, f"out={tmp_path}/x"), f"http://127.0.0.1:{port}")
+    with pytest.raises(UserError, match="no Ray dashboard answers there"):
+        submit.submit(request)
