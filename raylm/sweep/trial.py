@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raylm import telemetry
 from raylm.config import config_hash
 from raylm.errors import UserError
 from raylm.sweep import space as spaces
@@ -100,6 +101,7 @@ class _Reports:
         """Report what the finished run has."""
         from ray import tune
 
+        telemetry.count("raylm_trials_finished")
         tune.report({**self._row(measures, -1), "percent": 100.0, "finished": 1})
 
     def _row(self, measures: dict[str, float], step: int) -> dict[str, Any]:

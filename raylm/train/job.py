@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from raylm import telemetry
 from raylm.errors import UserError
 from raylm.progress import Progress
 from raylm.units import ensure_ray
@@ -47,7 +48,7 @@ def fit(
 
     Args:
         loop: gets the arguments, and a `sink` actor whose `add` takes rows with step, loss and a rate by its unit,
-            such as `tokens_per_second`; after a look also `measures`, numbers by the names that the stage's config
+            such as `tokens_per_second`; where there is an isolation mask, its `mask_overlap`; after a look also `measures`, numbers by the names that the stage's config
             gives in `measures()`.
         arguments: plain data; `root` is the stage's directory, below which Ray Train keeps its state in `train`.
         config: of the stage.
@@ -102,6 +103,11 @@ class _Sink:
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
+        for key in ("step", "loss", "tokens_per_second"):
+            if key in row:
+                telemetry.gauge(f"raylm_train_{key}", row[key])
+        if "mask_overlap" in row:
+            telemetry.gauge("raylm_mask_overlap", row["mask_overlap"])
 
     def take(self) -> list[dict[str, Any]]:
         rows, self.rows = self.rows, []

@@ -86,7 +86,7 @@ class Run:
                 self._look(step, loggers)
             speed = self.trained / (time.monotonic() - self.clock)
             measures = {"measures": self.measures(step)} if looked else {}
-            on_step({"step": step, "loss": row["loss"], "tokens_per_second": speed, **measures})
+            on_step({"step": step, "loss": row["loss"], "tokens_per_second": speed, **self._overlap(), **measures})
             if step % self.config.checkpoint_every == 0 and step < self.plan.steps:
                 save(step, self.state(step))
         if loggers is not None:
@@ -118,6 +118,12 @@ class Run:
             "padding_share": self.trainer.padding / max(1, held),
             "export_largest_logit_difference": difference,
         }
+
+    def _overlap(self) -> dict[str, float]:
+        """Jaccard index of the newest mask with the first one, once there are two."""
+        isolation = self.engine.optimizer.isolation
+        newest = isolation.log[-1]["jaccard_first"] if isolation is not None and isolation.log else None
+        return {} if newest is None else {"mask_overlap": newest}
 
     def measures(self, step: int) -> dict[str, float]:
         """What a sweep may look for: the training loss of a step, and what held-out chains say up to it."""
