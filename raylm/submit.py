@@ -8,6 +8,7 @@ one, which would write to the same directory.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import stat
@@ -32,7 +33,8 @@ STOPPED, LEFT_RUNNING = 143, 130
 """Exit codes of a job that was stopped, and of following one that goes on without us."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-_POLL = 0.5
+_POLL, _LOST = 0.5, 60.0
+"""Seconds between two looks at a job, and without an answer until the cluster counts as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +146,25 @@ def authenticate(request: Request) -> None:
 
 
 def follow(client: JobSubmissionClient, job: str, ask: Callable[[str], str] = input) -> int:
-    """Print a job's log as it comes, until it ends; on Ctrl-C ask whether to stop it."""
-    log = _Log()
+    """Print a job's log as it comes, until it ends; on Ctrl-C ask whether to stop it.
+
+    Raises:
+        UserError: the cluster has not answered for a minute.
+    """
+    log, lost = _Log(), 0.0
     while True:
         try:
             while str(client.get_job_status(job)) not in _ENDED:
                 asyncio.run(log.tail(client, job))
+                lost = 0.0
                 time.sleep(_POLL)
             asyncio.run(log.tail(client, job))
             return _exit_code(client, job)
+        except OSError as error:
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > _LOST:
+                raise UserError(f"{job}: the cluster does not answer any more ({_first_line(str(error))})") from None
+            time.sleep(_POLL)
         except KeyboardInterrupt:
             if not _wants_stop(job, ask):
                 print(f"{job} goes on; the same command follows it again", file=sys.stderr)
@@ -169,6 +181,8 @@ class _Log:
 
     async def tail(self, client: JobSubmissionClient, job: str) -> None:
         """Print what is new until the job ends, or the connection does."""
+        from aiohttp import ClientError
+
         seen = 0
         try:
             async for chunk in client.tail_job_logs(job):
@@ -177,7 +191,7 @@ class _Log:
                 if new:
                     print(new, end="", flush=True)
                 self.shown = max(self.shown, seen)
-        except RuntimeError as error:
+        except (RuntimeError, ClientError) as error:
             print(f"the log's connection broke ({_first_line(str(error))}); connecting again", file=sys.stderr)
 
 
@@ -207,6 +221,7 @@ def _wants_stop(job: str, ask: Callable[[str], str]) -> bool:
 def _connect(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it names every file that does not travel
     try:
         client = JobSubmissionClient(address)
         client.list_jobs()

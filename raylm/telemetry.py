@@ -32,7 +32,9 @@ METRICS = {
         Metric("raylm_trees", "counter", "Trees that were searched to their end."),
         Metric("raylm_requests_in_flight", "gauge", "Requests that an engine has and has not answered: its queue."),
         Metric("raylm_prompt_tokens", "counter", "Prompt tokens of answered requests."),
-        Metric("raylm_cached_tokens", "counter", "Of these, tokens from the prefix cache; the quotient is its hit rate."),
+        Metric(
+            "raylm_cached_tokens", "counter", "Of these, tokens from the prefix cache; the quotient is its hit rate."
+        ),
         Metric("raylm_generated_tokens", "counter", "Tokens that engines generated; over verified chains, their cost."),
         Metric("raylm_verified_chains", "counter", "Synthesised chains whose answer the verifier found right."),
         Metric("raylm_train_step", "gauge", "Optimizer step of the run."),

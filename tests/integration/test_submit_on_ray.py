@@ -36,16 +36,36 @@ def free_ports(count):
 
 @pytest.fixture(scope="module")
 def head():
-    """A head of two CPUs that asks for a token: (dashboard's address, token file)."""
+    """A head of two CPUs that asks for a token: (dashboard's address, token file).
+
+    On a busy machine its agents can take longer to start than Ray waits for them; then it is started again.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets lie below it
     token = folder / "token"
     token.write_text("0123456789abcdef" * 4)
     token.chmod(0o600)
-    port, dashboard, agent, listen, metrics = free_ports(5)
     environment = {
         **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
     }  # fmt: skip
+    for attempt in range(3):
+        address, process = _start(folder / str(attempt), environment)
+        if _answers(address, process, folder / str(attempt) / "log"):
+            break
+        process.kill()
+        process.wait()
+    try:
+        assert process.poll() is None, (folder / str(attempt) / "log").read_text()
+        yield address, str(token)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def _start(folder, environment):
+    """(dashboard's address, process) of a head with ports and a folder of its own."""
+    folder.mkdir()
+    port, dashboard, agent, listen, metrics = free_ports(5)
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
         f"--dashboard-port={dashboard}", f"--dashboard-agent-grpc-port={agent}", "--dashboard-host=127.0.0.1",
@@ -54,29 +74,24 @@ def head():
     ]  # fmt: skip
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        address = f"http://127.0.0.1:{dashboard}"
-        try:
-            _wait_for(address, process, folder / "log")
-            yield address, str(token)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+    return f"http://127.0.0.1:{dashboard}", process
 
 
-def _wait_for(address, process, log):
+def _answers(address, process, log):
+    """Wait until the head is up and its dashboard refuses those without a token."""
     deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
+    while time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.3)
+        if "Ray runtime started" not in log.read_text():
+            continue
         try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=2)
-            return
+            urllib.request.urlopen(f"{address}/api/version", timeout=5)
         except urllib.error.HTTPError as error:
-            if error.code in (401, 403):
-                return
+            assert error.code in (401, 403)
+            return True
         except OSError:
             pass
-        time.sleep(0.3)
-    raise AssertionError(log.read_text())
+    return False
 
 
 def raylm(*args, token):
