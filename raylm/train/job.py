@@ -48,8 +48,8 @@ def fit(
 
     Args:
         loop: gets the arguments, and a `sink` actor whose `add` takes rows with step, loss and a rate by its unit,
-            such as `tokens_per_second`; where there is an isolation mask, its `mask_overlap`; after a look also `measures`, numbers by the names that the stage's config
-            gives in `measures()`.
+            such as `tokens_per_second`; where there is an isolation mask, its `mask_overlap`; after a look also
+            `measures`, numbers by the names that the stage's config gives in `measures()`.
         arguments: plain data; `root` is the stage's directory, below which Ray Train keeps its state in `train`.
         config: of the stage.
         title: of the progress bar.
@@ -61,9 +61,12 @@ def fit(
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ensure_ray()
-    sink = ray.remote(num_cpus=0)(_Sink).remote()
+    # Where the driver is, so that it outlives any other node.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    sink = ray.remote(num_cpus=0, scheduling_strategy=here)(_Sink).remote()
     trainer = TorchTrainer(
         loop,
         train_loop_config={**arguments, "sink": sink},

@@ -2,17 +2,17 @@
 
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from heads import Nodes, free_ports
 
 from raylm import submit
 from raylm.errors import UserError
@@ -24,73 +24,30 @@ ENGINE = "engine={kind: scripted, model: micro, context: 512}"
 SUMS = "problems=[{name: chain_sum, part: train, limit: %d, seed: 1, params: {min_terms: 2, max_terms: 3}}]"
 
 
-def free_ports(count):
-    held = [socket.socket() for _ in range(count)]
-    for each in held:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def head():
-    """A head of two CPUs that asks for a token: (dashboard's address, token file).
-
-    On a busy machine its agents can take longer to start than Ray waits for them; then it is started again.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets lie below it
-    token = folder / "token"
-    token.write_text("0123456789abcdef" * 4)
-    token.chmod(0o600)
-    environment = {
-        **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }  # fmt: skip
-    for attempt in range(3):
-        address, process = _start(folder / str(attempt), environment)
-        if _answers(address, process, folder / str(attempt) / "log"):
-            break
-        process.kill()
-        process.wait()
+    """A head of two CPUs that asks for a token: (dashboard's address, token file)."""
+    nodes = Nodes(cpus=2)
+    address = f"http://127.0.0.1:{nodes.dashboard}"
     try:
-        assert process.poll() is None, (folder / str(attempt) / "log").read_text()
-        yield address, str(token)
+        deadline = time.monotonic() + 120
+        while not _refuses(address):
+            assert nodes.head.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        yield address, str(nodes.token)
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        nodes.close()
 
 
-def _start(folder, environment):
-    """(dashboard's address, process) of a head with ports and a folder of its own."""
-    folder.mkdir()
-    port, dashboard, agent, listen, metrics = free_ports(5)
-    command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
-        f"--dashboard-port={dashboard}", f"--dashboard-agent-grpc-port={agent}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-agent-listen-port={listen}", f"--metrics-export-port={metrics}", f"--temp-dir={folder}/ray",
-        "--node-ip-address=127.0.0.1", "--object-store-memory=300000000", "--include-dashboard=true",
-    ]  # fmt: skip
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    return f"http://127.0.0.1:{dashboard}", process
-
-
-def _answers(address, process, log):
-    """Wait until the head is up and its dashboard refuses those without a token."""
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.3)
-        if "Ray runtime started" not in log.read_text():
-            continue
-        try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=5)
-        except urllib.error.HTTPError as error:
-            assert error.code in (401, 403)
-            return True
-        except OSError:
-            pass
+def _refuses(address):
+    """Whether the dashboard is up and tells nothing to those without a token."""
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=5)
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)
+    except OSError:
+        pass
     return False
 
 
