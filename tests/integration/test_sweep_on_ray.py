@@ -57,7 +57,7 @@ def start(tmp_path, data):
     )  # fmt: skip
 
 
-def test_a_killed_sweep_goes_on_and_its_best_config_runs_as_it_is(texts, tmp_path):
+def test_a_killed_sweep_goes_on_and_its_best_config_runs_as_it_is(ray_cluster, texts, tmp_path):
     out = tmp_path / "out"
     data = settings(
         texts, out, space={"head_lr": {"choice": [1e-4, 3e-2, 1e-2]}}, search={"kind": "grid"},
