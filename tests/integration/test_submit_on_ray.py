@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from heads import Nodes, free_ports
 
-from raylm import submit
+from raylm import submit, telemetry
 from raylm.errors import UserError
 from raylm.storage import Store
 from raylm.submit import Request
@@ -26,8 +26,8 @@ SUMS = "problems=[{name: chain_sum, part: train, limit: %d, seed: 1, params: {mi
 
 @pytest.fixture(scope="module")
 def head():
-    """A head of two CPUs that asks for a token: (dashboard's address, token file)."""
-    nodes = Nodes(cpus=2)
+    """A head of two CPUs that asks for a token: (dashboard's address, token file, node)."""
+    nodes = Nodes(cpus=2, environment={"RAY_metrics_report_interval_ms": "1000"})
     address = f"http://127.0.0.1:{nodes.dashboard}"
     try:
         deadline = time.monotonic() + 120
@@ -35,7 +35,7 @@ def head():
             assert nodes.head.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.3)
-        yield address, str(nodes.token)
+        yield address, str(nodes.token), nodes
     finally:
         nodes.close()
 
@@ -61,7 +61,7 @@ def raylm(*args, token):
 
 
 def test_a_job_is_followed_and_a_second_one_finds_its_work_done(head, tmp_path):
-    address, token = head
+    address, token, _ = head
     out = tmp_path / "explore"
     arguments = ("explore", SUMS % 3, ENGINE, "search.rounds=1", f"out={out}", "--address", address)
     for attempt in range(2):
@@ -74,7 +74,7 @@ def test_a_job_is_followed_and_a_second_one_finds_its_work_done(head, tmp_path):
 
 
 def test_a_failing_jobs_exit_code_comes_back(head, tmp_path):
-    address, token = head
+    address, token, _ = head
     missing = "problems=[{name: mine, kind: dataset, path: /no/such.jsonl}]"
     job = raylm("explore", missing, ENGINE, f"out={tmp_path}/x", "--address", address, token=token)
     printed, said = job.communicate(timeout=300)
@@ -83,7 +83,7 @@ def test_a_failing_jobs_exit_code_comes_back(head, tmp_path):
 
 
 def test_interrupted_it_asks_and_stops_what_a_second_submission_only_follows(head, tmp_path, monkeypatch):
-    address, token = head
+    address, token, _ = head
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.chdir(ROOT)
     arguments = (SUMS % 400, ENGINE, "search.rounds=40", f"out={tmp_path}/long")
@@ -123,7 +123,7 @@ def test_interrupted_it_asks_and_stops_what_a_second_submission_only_follows(hea
 
 @pytest.mark.parametrize("token", ["wrong" * 8, ""])
 def test_without_the_right_token_nothing_is_told(head, tmp_path, token):
-    address, _ = head
+    address, *_ = head
     file = tmp_path / "token"
     file.write_text(token or "x" * 8)
     file.chmod(0o600)
@@ -139,3 +139,43 @@ def test_where_no_cluster_answers_it_says_so(tmp_path):
     request = Request("explore", (SUMS % 1, ENGINE, f"out={tmp_path}/x"), f"http://127.0.0.1:{port}")
     with pytest.raises(UserError, match="no Ray dashboard answers there"):
         submit.submit(request)
+
+
+COUNTS = """
+import sys
+import ray
+from raylm import telemetry
+
+ray.init(log_to_driver=False)
+
+@ray.remote(num_cpus=0)
+class Counting:
+    def count(self):
+        for name, metric in telemetry.METRICS.items():
+            (telemetry.count if metric.kind == "counter" else telemetry.gauge)(name, 7)
+
+actor = Counting.remote()
+ray.get(actor.count.remote())
+print("counted", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_every_metric_comes_out_of_rays_endpoint_under_the_name_that_the_dashboard_asks_for(head):
+    *_, nodes = head
+    driver = subprocess.Popen(
+        [sys.executable, "-c", COUNTS], cwd=ROOT, env=nodes.job_environment, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert driver.stdout.readline() == "counted\n"
+        wanted = {metric.exported for metric in telemetry.METRICS.values()}
+        deadline = time.monotonic() + 120
+        found = {}
+        while not wanted <= found.keys() and time.monotonic() < deadline:
+            text = urllib.request.urlopen(f"http://127.0.0.1:{nodes.metrics}/metrics", timeout=10).read().decode()
+            found = dict(re.findall(r"^(ray_raylm_\w+)\{[^}]*\} ([\d.]+)$", text, re.MULTILINE))
+            time.sleep(0.5)
+        assert {name: float(found[name]) for name in wanted} == dict.fromkeys(wanted, 7.0)
+    finally:
+        driver.communicate("done\n", timeout=60)
