@@ -73,9 +73,7 @@ def scatter(
     figure, plot = start(title, x, y)
     colours = [GREY, BLUE, ORANGE][-len(groups) :]
     for (name, (xs, ys)), colour in zip(groups.items(), colours, strict=True):
-        plot.scatter(
-            xs, ys, color=colour, s=34 if name == joined else 20, label=name, zorder=3 if name == joined else 2
-        )
+        plot.scatter(xs, ys, color=colour, s=30, label=name, zorder=3)
         if name == joined and len(xs) > 1:
             order = np.argsort(xs, kind="stable")
             plot.plot(np.asarray(xs)[order], np.asarray(ys)[order], color=colour, linewidth=1.2, alpha=0.7)

@@ -94,10 +94,9 @@ def finish(
         )
     _write_tables(store, trials)
     if sweep.keep == "front":
-        for each in trials:
-            name = each.directory.rsplit("/", 1)[-1]
-            if name and not each.on_front:
-                store.remove(f"trials/{name}")
+        kept = {each.directory.rsplit("/", 1)[-1] for each in done if each.on_front}
+        for name in set(store.names("trials")) - kept:
+            store.remove(f"trials/{name}")
     counts = {"trials": len(trials), "finished": len(done), "failed": len(failed)}
     counts["stopped"] = len(trials) - len(done) - len(failed)
     spent = sum(each.seconds for each in trials)
@@ -108,6 +107,7 @@ def finish(
         folders=("data", "front"),
         files=(BEST,),
     )
+    store.remove(tuner.NAME)
 
 
 def _figures(sweep: SweepConfig, objectives: Sequence[Objective], done: list[Trial]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from raylm.progress import Progress
-from raylm.storage import Store
+from raylm.storage import MANIFEST, Store
 from raylm.sweep import space as spaces
 from raylm.sweep import trial
 from raylm.sweep.config import SweepConfig
@@ -43,6 +43,8 @@ def fit(sweep: SweepConfig, objectives: Sequence[Objective], tried: Sequence[Poi
     """Run all trials, those of an interrupted sweep that are not done included; returns Tune's ResultGrid."""
     from ray import tune
 
+    from raylm.sweep.counting import Counter, shown_by
+
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer one prints although it is to be silent
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")  # how much of the search a killed driver forgets
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -68,16 +70,15 @@ def fit(sweep: SweepConfig, objectives: Sequence[Objective], tried: Sequence[Poi
                 name=NAME,
                 storage_path=store.place,
                 failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-                callbacks=[_counter()],
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=4),  # of pbt, whose members read each other's
+                callbacks=[Counter()],
                 verbose=0,
             ),
         )
-    with Progress("sweep", len(tried), "trials") as progress:
-        _COUNTED.append(progress)
-        try:
-            return tuner.fit()
-        finally:
-            _COUNTED.remove(progress)
+    folders = [name for name in store.names("trials") if store.exists(f"trials/{name}/{MANIFEST}")]
+    before = frozenset(f"{store.place}/trials/{name}" for name in folders)
+    with Progress("sweep", len(tried), "trials", done=len(before)) as progress, shown_by(progress, before):
+        return tuner.fit()
 
 
 def _search(sweep: SweepConfig, objectives: Sequence[Objective]) -> Any:
@@ -122,24 +123,3 @@ def _explored(sweep: SweepConfig, params: dict[str, Any]) -> dict[str, Any]:
     """A member's next parameters from those it copies."""
     near = spaces.perturb(sweep.space, params["point"], np.random.default_rng(), sweep.scheduler.resample)
     return {**params, "point": near}
-
-
-_COUNTED: list[Progress] = []
-"""Where the counter of trials shows them: it is pickled with the sweep and lives longer than a progress bar."""
-
-
-def _counter() -> Any:
-    """Tune's callback that counts trials which are over."""
-    from ray.tune import Callback
-
-    class Counter(Callback):
-        """Advances the progress bar."""
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            for progress in _COUNTED:
-                progress.advance()
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self.on_trial_complete(iteration, trials, trial)
-
-    return Counter()
