@@ -1,7 +1,7 @@
 """Tune's callback that counts trials which are over.
 
-It is pickled with the sweep, and restored with it in another process: so it is a class of a module, and the progress bar
-is found through the module and not kept in it.
+It is pickled with the sweep, and restored with it in another process: so it is a class of a module, and finds the
+progress bar through the module instead of keeping it.
 """
 
 from __future__ import annotations
