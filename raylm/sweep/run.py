@@ -108,6 +108,7 @@ def finish(
         files=(BEST,),
     )
     store.remove(tuner.NAME)
+    store.remove("claims")
 
 
 def _figures(sweep: SweepConfig, objectives: Sequence[Objective], done: list[Trial]) -> dict[str, Any]:

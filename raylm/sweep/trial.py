@@ -18,6 +18,7 @@ from typing import Any
 from raylm import telemetry
 from raylm.config import config_hash
 from raylm.errors import UserError
+from raylm.storage import MANIFEST, Store
 from raylm.sweep import space as spaces
 from raylm.sweep import stages
 from raylm.sweep.config import SweepConfig
@@ -34,6 +35,8 @@ class Job:
     folder: str
     """Working directory of the sweep's driver, from which paths in `base` are meant."""
     objectives: tuple[str, ...]
+    session: str
+    """Which start of the sweep this is."""
 
 
 def point_of(sweep: SweepConfig, params: dict[str, Any]) -> Point:
@@ -55,11 +58,11 @@ def run(params: dict[str, Any], job: Job) -> None:
     if os.path.isdir(job.folder):
         os.chdir(job.folder)  # Tune has moved into the trial's
     sweep, point = job.sweep, point_of(job.sweep, params)
-    out = f"{job.root}/trials/{config_hash(stages.trial_config(sweep, point, 'x'))[:12]}"
-    if sweep.search.kind == "optuna":
-        out += f"-{int(tune.get_context().get_trial_id().rsplit('_', 1)[1])}"  # it may suggest a point twice
+    key = config_hash(stages.trial_config(sweep, point, "x"))[:12]
     if sweep.scheduler.kind == "pbt":
-        out = _from_checkpoint(out)
+        out = _from_checkpoint(f"{job.root}/trials/{key}")
+    else:
+        out = f"{job.root}/trials/{_claimed(job, key, tune.get_context().get_trial_id())}"
     reports = _Reports(point, out, sweep.scheduler.kind == "pbt")
     with training.observed(reports.see):
         manifest = VERBS[sweep.stage].run(stages.trial_config(sweep, point, out))
@@ -108,6 +111,21 @@ class _Reports:
         return {**measures, **self.shared, "step": step, "finished": 0}
 
 
+def _claimed(job: Job, key: str, trial: str) -> str:
+    """Name of a trial's directory: its key, or one of its own while another trial at the same point still runs.
+
+    Optuna may suggest a point twice. A claim of an earlier session is that of a trial that was lost; it is gone on with.
+    """
+    store, claim = Store(job.root), {"session": job.session, "trial": trial}
+    name = f"claims/{key}.json"
+    if store.exists(name) and not store.exists(f"trials/{key}/{MANIFEST}"):
+        held = store.read_json(name)
+        if held["session"] == job.session and held["trial"] != trial:
+            return f"{key}-{trial}"
+    store.write_json(name, claim)
+    return key
+
+
 def _newest(folder: Path) -> tuple[Path, int] | None:
     from raylm.train import checkpoint
 
@@ -127,9 +145,9 @@ def _from_checkpoint(out: str) -> str:
 
     handed = tune.get_checkpoint()
     if handed is None:
-        return f"{out}-{tune.get_context().get_trial_id().rsplit('_', 1)[1]}-0"
+        return f"{out}-{tune.get_context().get_trial_id().rsplit('_', 1)[-1]}-0"
     with handed.as_directory() as folder:
-        out = f"{out}-{tune.get_context().get_trial_id().rsplit('_', 1)[1]}-{checkpoint.step_of(Path(folder))}"
+        out = f"{out}-{tune.get_context().get_trial_id().rsplit('_', 1)[-1]}-{checkpoint.step_of(Path(folder))}"
         target = Path(out, "train", "checkpoint_handed_over")
         if not target.exists():
             partial = target.with_name("partial")

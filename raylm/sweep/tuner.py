@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def fit(sweep: SweepConfig, objectives: Sequence[Objective], tried: Sequence[Poi
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer one prints although it is to be silent
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")  # how much of the search a killed driver forgets
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    job = Job(sweep, store.place, os.getcwd(), tuple(objective.metric for objective in objectives))
+    job = Job(sweep, store.place, os.getcwd(), tuple(objective.metric for objective in objectives), uuid.uuid4().hex)
     # Tune takes no trial that needs nothing; a megabyte of memory costs no worker its place.
     driver = {"CPU": sweep.driver_cpus} if sweep.driver_cpus else {"memory": 2**20}
     trainable = tune.with_resources(tune.with_parameters(trial.run, job=job), tune.PlacementGroupFactory([driver]))
