@@ -30,9 +30,17 @@ class Verb:
     summary: str
     config_path: str
     run_path: str
+    leading: str = ""
+    """Key of the config that the name of another verb stands for, when it is the first argument."""
 
     def config_class(self) -> type[config.Config]:
         return _load(self.config_path)
+
+    def arguments(self, args: Sequence[str]) -> list[str]:
+        """Arguments for `config.load`."""
+        if self.leading and args and args[0] in VERBS:
+            return [*args[1:], f"{self.leading}={args[0]}"]
+        return list(args)
 
     def run(self, resolved: config.Config) -> Any:
         return _load(self.run_path)(resolved)
@@ -95,6 +103,13 @@ VERBS = {
             "raylm.retrieval.config:RetrieverConfig",
             "raylm.retrieval.stage:run",
         ),
+        Verb(
+            "sweep",
+            "Search the settings of a stage that trains: raylm sweep VERB config.yaml.",
+            "raylm.sweep.config:SweepConfig",
+            "raylm.sweep.run:run",
+            leading="stage",
+        ),
     )
 }
 
@@ -121,7 +136,7 @@ def run_verb(name: str, args: Sequence[str]) -> int:
     if "--help" in args or "-h" in args:
         print_help(verb)
         return 0
-    return _guarded(lambda: verb.run(config.load(verb.config_class(), args)))
+    return _guarded(lambda: verb.run(config.load(verb.config_class(), verb.arguments(args))))
 
 
 def print_help(verb: Verb) -> None:
@@ -147,7 +162,7 @@ def config_show(
     """Print the resolved config of VERB as YAML, and its hash."""
     if verb not in VERBS:
         raise UserError(f"config show: no verb {verb!r}; verbs are {', '.join(VERBS)}")
-    resolved = config.load(VERBS[verb].config_class(), args or ())
+    resolved = config.load(VERBS[verb].config_class(), VERBS[verb].arguments(args or ()))
     typer.echo(f"# hash {config.config_hash(resolved)}")
     typer.echo(config.to_yaml(resolved), nl=False)
 
@@ -183,6 +198,28 @@ def search(
 def report(path: str) -> None:
     """Write the HTML report of a finished artefact again."""
     typer.echo(_load("raylm.report:for_artefact")(path))
+
+
+@app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": False})
+def submit(
+    ctx: typer.Context,
+    verb: Annotated[str, typer.Argument(help="Verb that the job runs; its arguments follow.")],
+    *,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS")] = (
+        "http://127.0.0.1:8265"
+    ),
+    token_file: Annotated[str, typer.Option(help="File with the cluster's token; by default as Ray's clients.")] = "",
+    working_dir: Annotated[str, typer.Option(help="Directory that travels to the cluster.")] = ".",
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the job; may be repeated.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job and return its exit code.")] = True,
+) -> None:
+    """Run VERB as a job on a Ray cluster: raylm submit VERB [config.yaml ...] [key=value ...] --address URL."""
+    from raylm import submit as jobs
+
+    request = jobs.Request(
+        verb, tuple(ctx.args), address, token_file, working_dir, env=jobs.parse_env(env or []), wait=wait
+    )
+    raise typer.Exit(jobs.submit(request))
 
 
 @app.command("version")
