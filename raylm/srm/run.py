@@ -115,7 +115,8 @@ class Run:
         torch.manual_seed(_mixed(self.config.seed, step, self.rank))  # dropout, the same after a resume
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * phases.rate(step, phase, self.config.warmup_share)
-        self.structure.train(self.config.tune and phase.kind == "branches")
+        if self.structure.training != (learns := self.config.tune and phase.kind == "branches"):
+            self.structure.train(learns)
         own, counts = (pairs[self.rank :: self.world], rated[self.rank :: self.world]), (len(pairs), len(rated))
         loss = self._loss(phase, phase.part, own, counts, (step - phase.first) // phase.pieces)
         if not torch.isfinite(loss):
