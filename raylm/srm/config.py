@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from raylm.config import Config, runtime
+from raylm.llm.config import ComputeConfig
 
 
 class BranchConfig(Config):
@@ -144,7 +145,7 @@ class RewardConfig(Config):
     loss: LossConfig = LossConfig()
     """What is minimised."""
     tune: bool = False
-    """Train the backbone with the branches, once a fold and once on all prompts; otherwise it is frozen and read once."""
+    """Train the backbone with the branches, once a fold and once on all prompts; else it is frozen and read once."""
     folds: int = Field(5, ge=2)
     """Parts of the prompts for cross-fitting: the fusion learns from branches that have not seen a prompt."""
     epochs: int = Field(20, ge=1)
@@ -191,7 +192,9 @@ class RewardConfig(Config):
         names = [branch.name for branch in self.branches]
         twice = {name for name in names if names.count(name) > 1}
         if not names or twice:
-            raise ValueError(f"branches must be some, with names of their own (twice: {', '.join(sorted(twice)) or '-'})")
+            raise ValueError(
+                f"branches must be some, with names of their own (twice: {', '.join(sorted(twice)) or '-'})"
+            )
         if bool(self.base) != bool(self.retrain):
             raise ValueError("base and retrain belong together: which model, and which of its branches")
         if self.retrain and not all(name in names for name in self.retrain):
@@ -199,3 +202,41 @@ class RewardConfig(Config):
         if self.retrain and self.tune:
             raise ValueError("retrain leaves the backbone as it is; set tune=false")
         return self
+
+
+class ScoreConfig(Config):
+    """Score responses with a trained reward model."""
+
+    model: str = runtime("")
+    """Directory of the reward model (the `model` folder of a train-reward run)."""
+    texts: str = runtime("")
+    """JSONL or Parquet file of `prompt` with `response` or `responses`; `.gz` too."""
+    out: str = runtime("runs/scores")
+    """Directory of the artefact."""
+    on_truncated: Literal["flag", "refuse"] = "flag"
+    """flag scores texts that are longer than the context and marks them; refuse makes them an error."""
+    own_tools: bool = False
+    """Import the functions that the model's branches name as tools."""
+    compute: ComputeConfig = ComputeConfig(cpus=1.0, in_flight=2)
+    """The actors that score."""
+
+
+class DiagnoseConfig(Config):
+    """Find out where a reward model errs, and which dimension is at fault."""
+
+    model: str = runtime("")
+    """Directory of the reward model (the `model` folder of a train-reward run)."""
+    pairs: str = runtime("")
+    """Preference pairs that it has not learned from, as for training."""
+    ratings: str = runtime("")
+    """Ratings, for the agreement of each branch; empty: none."""
+    out: str = runtime("runs/reward-diagnosis")
+    """Directory of the artefact."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Branch to the rating that it is compared with; a branch that learned a rating is compared with that one."""
+    examples: int = Field(8, ge=1)
+    """Bad cases that are shown for each dimension."""
+    own_tools: bool = False
+    """Import the functions that the model's branches name as tools."""
+    compute: ComputeConfig = ComputeConfig(cpus=1.0, in_flight=2)
+    """The actors that score."""

@@ -86,8 +86,8 @@ class Table:
         """
         places, margins = [], []
         for where, row in found:
-            prompt, group = _prompt(where, row)
-            sides = [_response(where, row, field) for field in ("chosen", "rejected")]
+            prompt, group = prompt_of(where, row)
+            sides = [response_of(where, row, field) for field in ("chosen", "rejected")]
             if sides[0] == sides[1]:
                 raise UserError(f"{where}: chosen and rejected are the same; leave the row out")
             margin = row.get("margin", 0.0)
@@ -105,12 +105,12 @@ class Table:
         """
         places, values = [], []
         for where, row in found:
-            prompt, group = _prompt(where, row)
+            prompt, group = prompt_of(where, row)
             scores = row.get("scores")
             if not isinstance(scores, Mapping):
                 raise UserError(f"{where}: scores is {scores!r}; it must hold ratings by name")
             values.append([_rating(where, spec, scores.get(spec.column)) for spec in self.columns])
-            places.append(self.place(prompt, _response(where, row, "response"), group))
+            places.append(self.place(prompt, response_of(where, row, "response"), group))
         return np.array(places, dtype=np.int64), np.array(values, dtype=np.float32).reshape(len(places), -1)
 
 
@@ -157,7 +157,9 @@ def share(groups: Sequence[str], part: float, seed: int) -> np.ndarray:
     return np.array([group in chosen for group in groups], dtype=bool)
 
 
-def from_ratings(places: np.ndarray, worth: np.ndarray, groups: Sequence[str], gap: float) -> tuple[np.ndarray, np.ndarray]:
+def from_ratings(
+    places: np.ndarray, worth: np.ndarray, groups: Sequence[str], gap: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of texts on one prompt whose worth differs by more than a gap, better one first, and by how much.
 
     Args:
@@ -218,33 +220,44 @@ def _or_nan(value: Any) -> float:
 def _held(groups: np.ndarray, parts: Sequence[Part]) -> np.ndarray:
     """Marks all texts on prompts that some parts hold."""
     places = [place for part in parts for place in (*part.pairs.flatten(), *part.rated)]
-    return np.isin(groups, np.unique(groups[np.array(places, dtype=np.int64)])) if places else np.zeros(len(groups), bool)
+    return (
+        np.isin(groups, np.unique(groups[np.array(places, dtype=np.int64)])) if places else np.zeros(len(groups), bool)
+    )
 
 
 def _check(train: Part, dev: Part, config: RewardConfig, columns: Sequence[BranchConfig]) -> None:
+    if config.retrain:
+        columns = [spec for spec in columns if spec.name in config.retrain]
     learns = [spec.name for spec in config.branches if spec.trained and not spec.column]
+    learns = [name for name in learns if not config.retrain or name in config.retrain]
     if learns and not len(train.pairs):
         raise UserError(
             f"branch {learns[0]} learns preferences, and there are no training pairs; give pairs=, or pairs_from= to "
             "make them of ratings"
         )
-    if not len(train.pairs):
+    if not len(train.pairs) and not config.retrain:
         raise UserError("the fusion learns from preference pairs, and there are none; give pairs=, or pairs_from=")
-    for place, spec in enumerate(columns):
+    for spec in columns:
+        place = [name for name in config.branches if name.column].index(spec)
         values = train.ratings[:, place] if len(train.rated) else np.zeros(0)
         known = values[np.isfinite(values)]
         if not len(known):
             raise UserError(f"branch {spec.name}: no training row has the rating {spec.column!r}; check its column")
         if float(known.std()) == 0.0:
             raise UserError(
-                f"branch {spec.name}: all {len(known)} training ratings of {spec.column!r} are {known[0]:g}; a dimension "
-                "without variance cannot be learned: leave the branch out"
+                f"branch {spec.name}: all {len(known)} training ratings of {spec.column!r} are {known[0]:g}; a "
+                "dimension without variance cannot be learned: leave the branch out"
             )
-    if not len(dev.pairs):
+    if not len(dev.pairs) and not config.retrain:
         raise UserError("no dev pairs: too few prompts for dev_share; raise it, or give dev_pairs=")
 
 
-def _prompt(where: str, row: Mapping[str, Any]) -> tuple[Prompt, str]:
+def prompt_of(where: str, row: Mapping[str, Any]) -> tuple[Prompt, str]:
+    """A row's prompt, and the digest of what splits keep together.
+
+    Raises:
+        UserError: it is neither a text nor a chat, or it is empty.
+    """
     prompt = row.get("prompt")
     if isinstance(prompt, str) and prompt.strip():
         found: Prompt = prompt
@@ -255,15 +268,25 @@ def _prompt(where: str, row: Mapping[str, Any]) -> tuple[Prompt, str]:
 
 
 def _chat(where: str, prompt: Any) -> list[dict[str, str]]:
-    fine = isinstance(prompt, list) and prompt and all(
-        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str) for turn in prompt
-    )  # fmt: skip
-    if not fine or not any(turn["content"].strip() for turn in prompt):
+    def is_turn(turn: Any) -> bool:
+        return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
+
+    if (
+        not isinstance(prompt, list)
+        or not prompt
+        or not all(map(is_turn, prompt))
+        or not any(turn["content"].strip() for turn in prompt)
+    ):
         raise UserError(f"{where}: prompt is {str(prompt)[:60]!r}; it must be a text or a list of role and content")
     return [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
 
 
-def _response(where: str, row: Mapping[str, Any], field: str) -> str:
+def response_of(where: str, row: Mapping[str, Any], field: str) -> str:
+    """A row's response; of a chat, its last turn.
+
+    Raises:
+        UserError: it is missing or empty.
+    """
     value = row.get(field)
     if isinstance(value, list) and value:  # a chat: its last turn
         value = _chat(where, value)[-1]["content"]
@@ -292,18 +315,12 @@ def _draw(group: str, salt: str) -> int:
 
 def ranged(specs: Sequence[BranchConfig], data: Data) -> tuple[BranchConfig, ...]:
     """Branches with the ranges that the training ratings have, where the config names none."""
-    found = []
-    for spec in specs:
-        if spec.name in data.columns:
-            values = data.train.ratings[:, data.columns.index(spec.name)]
-            low, high = float(np.nanmin(values)), float(np.nanmax(values))
-            spec = replace_range(spec, low, high)
-        found.append(spec)
-    return tuple(found)
+    return tuple(_ranged(spec, data) if spec.name in data.columns else spec for spec in specs)
 
 
-def replace_range(spec: BranchConfig, low: float, high: float) -> BranchConfig:
-    """A branch whose missing bounds are filled in."""
-    return spec.model_copy(update={
-        "low": low if spec.low is None else spec.low, "high": high if spec.high is None else spec.high,
-    })  # fmt: skip
+def _ranged(spec: BranchConfig, data: Data) -> BranchConfig:
+    values = data.train.ratings[:, data.columns.index(spec.name)]
+    low, high = (bound if bound is not None else float(found) for bound, found in (
+        (spec.low, np.nanmin(values)), (spec.high, np.nanmax(values)),
+    ))  # fmt: skip
+    return spec.model_copy(update={"low": low, "high": high})

@@ -47,7 +47,7 @@ def branch_loss(
 
 
 def fusion_loss(
-    material: Material, values: torch.Tensor, part: Part, own: np.ndarray, count: int, epoch: int = -1
+    material: Material, values: torch.Tensor, part: Part, own: np.ndarray, *, count: int, epoch: int = -1
 ) -> torch.Tensor:
     """What the fusion is trained by: Bradley-Terry on its scores, with branches left out at random.
 

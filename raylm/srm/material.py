@@ -25,7 +25,7 @@ class Material:
     """Texts by their places in the data's table."""
 
     def __init__(
-        self, config: RewardConfig, structure: Structure, data: Data, ranks: tuple[int, int],
+        self, config: RewardConfig, structure: Structure, data: Data, *, ranks: tuple[int, int] = (0, 1),
         folder: Path | None = None, known: Known | None = None,
     ) -> None:  # fmt: skip
         """Read all texts once.
@@ -108,7 +108,7 @@ class Material:
                 branch.std.fill_(float(np.nanstd(values)))
 
     def second(self, draw: int, values: torch.Tensor) -> torch.Tensor:
-        """A text fusion's features of all texts, [texts, width], with a draw's branches left out; -1 leaves out none."""
+        """A text fusion's features of all texts, [texts, width]; -1 leaves no branch out, others some by chance."""
         if draw not in self._second:
             kept = values
             if draw >= 0:
@@ -151,7 +151,11 @@ class Material:
     def _base_values(self) -> torch.Tensor:
         places = np.arange(len(self.data.texts))
         found = torch.full((len(places), len(self.structure.specs)), torch.nan)
-        others = [branch for spec, branch in zip(self.structure.specs, self.structure.branches, strict=True) if not spec.trained]
+        others = [
+            branch
+            for spec, branch in zip(self.structure.specs, self.structure.branches, strict=True)
+            if not spec.trained
+        ]
         columns = [column for column, spec in enumerate(self.structure.specs) if not spec.trained]
         if not others or self.config.retrain:
             return found
@@ -160,7 +164,9 @@ class Material:
         broken = [(place, name, why) for place, row in enumerate(failures) for name, why in row.items()]
         if broken:
             place, name, why = broken[0]
-            raise UserError(f"branch {name} fails on {len(broken)} texts, first on {self.data.texts[place][1][:60]!r}: {why}")
+            raise UserError(
+                f"branch {name} fails on {len(broken)} texts, first on {self.data.texts[place][1][:60]!r}: {why}"
+            )
         for column, branch in zip(columns, others, strict=True):
             known = found[torch.from_numpy(self.trained), column]
             known = known[torch.isfinite(known)]

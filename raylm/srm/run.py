@@ -53,7 +53,7 @@ class Run:
         self.data: Data = load(config)
         torch.manual_seed(config.seed)
         self.structure = self._structure(model)
-        self.material = Material(config, self.structure, self.data, ranks, folder, known)
+        self.material = Material(config, self.structure, self.data, ranks=ranks, folder=folder, known=known)
         self.material.scale_ratings(config.retrain or tuple(self.structure.trained))
         self.folds = fold_of(self.data.groups, config.folds, config.seed)
         self.phases = phases.plan(config, self.data.train, self.folds, bool(self.structure.trained))
@@ -189,7 +189,9 @@ class Run:
 
     def model(self) -> RewardModel:
         """The trained model, with the facts that its directory keeps."""
-        settings = {"calibration": {"scale": float(self.structure.fusion.scale), "shift": float(self.structure.fusion.shift)}}
+        settings = {
+            "calibration": {"scale": float(self.structure.fusion.scale), "shift": float(self.structure.fusion.shift)}
+        }
         return RewardModel(self.structure, self.config.name, "unsaved", settings)
 
     def _structure(self, model: str) -> Structure:
@@ -199,7 +201,9 @@ class Run:
             own = {spec.name: spec for spec in ranged(config.branches, self.data)}
             missing = [name for name in config.retrain if name not in base.trained or not own[name].trained]
             if missing:
-                raise UserError(f"retrain={missing[0]}: the base has no such head or adapter; it has {', '.join(base.trained)}")
+                raise UserError(
+                    f"retrain={missing[0]}: the base has no such head or adapter; it has {', '.join(base.trained)}"
+                )
             return base.replaced({name: own[name] for name in config.retrain})
         body = backbone.load(model, max_length=config.max_length, keep=config.keep)
         if config.gpus_per_worker:
@@ -265,7 +269,7 @@ class Run:
     ) -> torch.Tensor:
         if phase.kind == "branches":
             return fitting.branch_loss(self.material, part, own, counts)
-        return fitting.fusion_loss(self.material, self.values, part, own[0], counts[0], epoch)
+        return fitting.fusion_loss(self.material, self.values, part, own[0], count=counts[0], epoch=epoch)
 
     def _calibrate(self) -> None:
         """Scale scores so that differences on dev are log-odds, and shift the mean training score to 0."""

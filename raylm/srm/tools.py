@@ -16,8 +16,11 @@ Tool = Callable[[str, str], float | None]
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][\w'’-]+|\b\d[\d.,]*\b", re.MULTILINE)
 _COMMON = frozenset(
-    ["a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "did", "do", "does", "for", "from", "had", "has", "have", "he", "her", "his", "i", "if", "in", "is", "it", "its", "me", "my", "no", "not", "of", "on", "or", "our", "she", "so", "that", "the", "their", "them", "then", "there", "these", "they", "this", "to", "was", "we", "were", "what", "when", "where", "which", "who", "why", "will", "with", "would", "you", "your"]
-)  # fmt: skip
+    """a an and are as at be been but by can did do does for from had has have he her his i if in is it its me my no not
+    of on or our she so that the their them then there these they this to was we were what when where which who why will
+    with would you your""".split()  # noqa: SIM905 - a list of 60 strings is no clearer
+)
+"""Words that say nothing of a text's subject."""
 
 
 def relevance(prompt: str, response: str) -> float | None:

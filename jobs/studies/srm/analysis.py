@@ -49,9 +49,7 @@ def diagonal(by: dict[tuple[str, str, int], dict[str, Any]], seeds: Sequence[int
     dimensions = sorted(by["planted", "srm", seeds[0]]["by_dimension"])
     branch = {arm.removeprefix("without_").removeprefix("tool_"): arm for _, arm, _ in by if arm.startswith("without_")}
     losses = {
-        taken: {
-            hurt: sum(_loss(by, branch[taken], hurt, seed) for seed in seeds) / len(seeds) for hurt in dimensions
-        }
+        taken: {hurt: sum(_loss(by, branch[taken], hurt, seed) for seed in seeds) / len(seeds) for hurt in dimensions}
         for taken in dimensions
         if taken in branch
     }

@@ -15,6 +15,11 @@ from raylm.srm.data import Part
 from raylm.srm.material import Known
 from raylm.srm.run import Run
 
+KEPT = (
+    "pairs", "pair_accuracy", "pair_nll", "ece", "length_matched_accuracy", "length_matched_pairs", "longer_wins",
+)  # fmt: skip
+"""Figures of an arm that are written down."""
+
 
 def arms(run: Run, chosen: Set, seed: int) -> Iterator[dict[str, Any]]:
     """A row for every arm, measured on the test pairs of a run whose branches are trained."""
@@ -63,7 +68,15 @@ def _row(run: Run, arm: str, values: torch.Tensor, test: Part, explain: bool = F
     run.refit(values)
     scored, pairs = run.scored(test)
     figures = diagnosis.measure(scored, pairs)
-    kept = ("pairs", "pair_accuracy", "pair_nll", "ece", "length_matched_accuracy", "length_matched_pairs", "longer_wins")
+    kept = (
+        "pairs",
+        "pair_accuracy",
+        "pair_nll",
+        "ece",
+        "length_matched_accuracy",
+        "length_matched_pairs",
+        "longer_wins",
+    )
     row = {"arm": arm, **{name: figures[name] for name in kept}}
     decides = deciding(run, test)
     if decides is not None:
@@ -98,7 +111,9 @@ def _attribution(
     """How often the branch with the largest share is the deciding dimension's, and how often chance would hit it."""
     wanted = [decides == "", decides != ""]
     top = np.array([name.removeprefix("tool_") for name in names])[np.where(present, shares, -np.inf).argmax(1)]
-    hits = np.array([int(sum(name.removeprefix("tool_") == word for name in np.array(names)[present])) for word in decides])
+    hits = np.array(
+        [int(sum(name.removeprefix("tool_") == word for name in np.array(names)[present])) for word in decides]
+    )
     return {
         "attribution_top1": float((top == decides)[wanted[1]].mean()),
         "attribution_chance": float((hits / present.sum())[wanted[1]].mean()),

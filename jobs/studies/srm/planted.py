@@ -60,13 +60,17 @@ def make(prompts: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, 
     for number in range(prompts):
         aspect = list(ASPECTS)[number % len(ASPECTS)]
         name, city, topic = draws.choice(NAMES), draws.choice(CITIES), draws.choice(list(TOPICS))
-        prompt = f"{draws.choice(ASPECTS[aspect])} The customer {name} from {city} writes about {topic}; case {_word(draws)}."
+        asked = f"The customer {name} from {city} writes about {topic}; case {_word(draws)}."
+        prompt = f"{draws.choice(ASPECTS[aspect])} {asked}"
         levels = [{dimension: draws.random() < 0.5 for dimension in ASPECTS} for _ in range(2)]
         levels[0][aspect], levels[1][aspect] = True, False
         texts = [_response(level, name, city, topic, draws) for level in levels]
         pairs.append({"prompt": prompt, "chosen": texts[0], "rejected": texts[1], "decides": aspect})
         for text, level in zip(texts, levels, strict=True):
-            scores = {dimension: min(5.0, max(1.0, (5.0 if high else 1.0) + draws.gauss(0, 1))) for dimension, high in level.items()}
+            scores = {
+                dimension: min(5.0, max(1.0, (5.0 if high else 1.0) + draws.gauss(0, 1)))
+                for dimension, high in level.items()
+            }
             ratings.append({"prompt": prompt, "response": text, "scores": scores})
     return pairs, ratings
 

@@ -4,9 +4,9 @@
         [--out runs/studies/srm]
 
 Same frozen encoder, same heads, same pairs in every arm; each seed splits the prompts anew (a quarter is test, never
-trained or chosen on). Arms: scalar (R0), srm (R1), branches shuffled (R2) or replaced by noise (R3), a wider scalar head
-(R4), one branch out and one alone (R5), oracle branches (R6), length and a logistic regression on branch values (R8);
-the generative judge (R7) is jobs.studies.srm.judge. Real sets are read from $RAYLM_DATA. Finished seeds are lines of
+trained or chosen on). Arms: scalar (R0), srm (R1), branches shuffled (R2) or replaced by noise (R3), a wider scalar
+head (R4), one branch out and one alone (R5), oracle branches (R6), length and a logistic regression on branch values
+(R8); the generative judge (R7) is jobs.bench.reward. Real sets are read from $RAYLM_DATA. Finished seeds are files
 rows-SET-SEED.jsonl, and the same command goes on from them. Results: studies/results/srm.json.
 """
 
@@ -73,7 +73,9 @@ def _seed(name: str, seed: int, model: str, store: sets.Store, out: Path) -> lis
         if name == "qa_feedback" and row["arm"] in ("scalar", "srm"):
             row["hhh_accuracy"] = elsewhere(run, store, sets.elsewhere())
         rows.append({"set": name, "seed": seed, **row})
-        print(f"{name} {seed} {row['arm']}: {row['pair_accuracy']:.3f} {row.get('attribution_top1', '')}", file=sys.stderr)
+        print(
+            f"{name} {seed} {row['arm']}: {row['pair_accuracy']:.3f} {row.get('attribution_top1', '')}", file=sys.stderr
+        )
     print(f"{name} {seed}: {trained:.0f} s + {time.monotonic() - start - trained:.0f} s", file=sys.stderr, flush=True)
     return rows
 

@@ -67,12 +67,14 @@ def rows(name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         return planted.make(PROMPTS, 0)
     folder = Path(os.environ["RAYLM_DATA"])
     if name == "qa_feedback":
-        return _read(folder / "reward_pairs/qa_feedback_dev.jsonl.gz"), _read(folder / "reward_dims/qa_feedback_dev.jsonl.gz")
+        return _read(folder / "reward_pairs/qa_feedback_dev.jsonl.gz"), _read(
+            folder / "reward_dims/qa_feedback_dev.jsonl.gz"
+        )
     return [], _read(folder / f"reward_dims/{name}.jsonl.gz")
 
 
 def files(name: str, seed: int, out: Path) -> dict[str, str]:
-    """Write a seed's training and test files, and return their paths by config field; test prompts are never trained."""
+    """Write a seed's training and test files; returns paths by config field. Test prompts are never trained on."""
     found = {}
     folder = out / "files" / f"{name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +106,9 @@ class Store:
             places = missing[start : start + cache.CHUNK]
             made = cache.compute(self.body, [texts[place] for place in places])
             file = self.folder / f"{_key((keys[places[0]], str(len(places))))}.safetensors"
-            save_file({"raw": made.raw, "contexts": made.contexts}, file, {"keys": json.dumps([keys[p] for p in places])})
+            save_file(
+                {"raw": made.raw, "contexts": made.contexts}, file, {"keys": json.dumps([keys[p] for p in places])}
+            )
             self._take(file)
         raw, contexts = zip(*(self.known[key] for key in keys), strict=True)
         return cache.Features(torch.stack(raw), torch.stack(contexts), 0, 0)
