@@ -78,6 +78,16 @@ VERBS = {
             "raylm.classify.stage:run",
         ),
         Verb(
+            "index",
+            "Encode a collection of documents and build its index.",
+            "raylm.retrieval.index_config:IndexConfig",
+            "raylm.retrieval.index_stage:run",
+        ),
+        Verb(
+            "evaluate-retrieval",
+            "Measure how an index or BM25 ranks documents for judged queries.",
+            "raylm.retrieval.index_config:EvaluateRetrievalConfig",
+            "raylm.retrieval.evaluate:run",
             "train-reward",
             "Train a reward model of branches that says why.",
             "raylm.srm.config:RewardConfig",
@@ -165,6 +175,18 @@ def softlabels_show(
     """Print keywords and soft labels that a train-classifier config gives its texts."""
     verb = VERBS["train-classifier"]
     _load("raylm.classify.show:show")(config.load(verb.config_class(), args or ()))
+
+
+@app.command("search")
+def search(
+    path: str,
+    query: str,
+    args: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+) -> None:
+    """Print the documents that an index finds for a query (k=10, mode=hybrid, dense or bm25, model=, letters=)."""
+    from raylm.retrieval.index_config import SearchConfig
+
+    _load("raylm.retrieval.show:search")(path, query, config.load(SearchConfig, args or ()))
 
 
 @app.command("report")

@@ -25,7 +25,7 @@ _COMMON = frozenset(
 
 def relevance(prompt: str, response: str) -> float | None:
     """Cosine of the two texts' counts of content words, damped by logarithms, in [0, 1]."""
-    first, second = (_damped(_content(text)) for text in (prompt, response))
+    first, second = (_damped(content_words(text)) for text in (prompt, response))
     if not first or not second:
         return None
     dot = sum(weight * second[word] for word, weight in first.items() if word in second)
@@ -40,8 +40,8 @@ def coverage(prompt: str, response: str) -> float | None:
 
 def support(prompt: str, response: str) -> float | None:
     """Share of the response's content words, names and numbers that the prompt holds: what it adds is unsupported."""
-    said = set(_content(response))
-    return len(said & set(_content(prompt))) / len(said) if said else None
+    said = set(content_words(response))
+    return len(said & set(content_words(prompt))) / len(said) if said else None
 
 
 def style(prompt: str, response: str) -> float | None:
@@ -83,7 +83,8 @@ TOOLS: dict[str, Tool] = {
 """Those built in, by name; `retrieval` needs an index besides."""
 
 
-def _content(text: str) -> list[str]:
+def content_words(text: str) -> list[str]:
+    """Words of a text that say something of its subject, in small letters."""
     words = (word.casefold() for word in _WORD.findall(text))
     return [word for word in words if word not in _COMMON]
 
