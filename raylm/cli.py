@@ -88,6 +88,8 @@ VERBS = {
             "Measure how an index or BM25 ranks documents for judged queries.",
             "raylm.retrieval.index_config:EvaluateRetrievalConfig",
             "raylm.retrieval.evaluate:run",
+        ),
+        Verb(
             "train-reward",
             "Train a reward model of branches that says why.",
             "raylm.srm.config:RewardConfig",

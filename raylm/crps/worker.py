@@ -136,7 +136,7 @@ class SynthesizeWorker:
         return ""
 
     async def _unrewarded(self, chain: Chain) -> str:
-        """`low_reward` where the reward model thinks too little of a chain, `too_long` where it cannot read it whole."""
+        """`low_reward` where the reward model thinks too little of a chain, `too_long` where it cannot read it all."""
         assert self.scorer is not None
         question, response = (message.content for message in chain.messages[-2:])
         try:

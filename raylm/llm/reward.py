@@ -24,9 +24,7 @@ def is_address(model: str) -> bool:
     return model.startswith(("http://", "https://"))
 
 
-async def build(
-    model: str, *, cpus: float = 1.0, gpus: float = 0.0
-) -> LocalReward | StructuralReward | ServedReward:
+async def build(model: str, *, cpus: float = 1.0, gpus: float = 0.0) -> LocalReward | StructuralReward | ServedReward:
     """The reward model at a directory or an address.
 
     Raises:
