@@ -32,7 +32,7 @@ from raylm.srm.config import RewardConfig
 from raylm.srm.run import Run
 
 SETTINGS: dict[str, Any] = {
-    "epochs": 12, "fusion_epochs": 12, "batch_size": 64, "head_lr": 3e-4, "max_length": sets.MAX_LENGTH,
+    "epochs": 12, "fusion_epochs": 12, "batch_size": 64, "head_lr": 3e-4,
     "max_cut_share": 1.0, "min_gap": 0.5,
 }  # fmt: skip
 
@@ -47,7 +47,7 @@ def main(names: Sequence[str], seeds: Sequence[int], out: Path, rows_only: bool)
         for seed in seeds:
             file = out / f"rows-{name}-{seed}.jsonl"
             if not file.exists():
-                store = store or sets.Store(model, out / "features" / name)
+                store = store or sets.Store(model, out / "features" / name, sets.SETS[name].max_length)
                 made = _seed(name, seed, model, store, out)
                 file.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in made))
                 file.with_suffix(".new").rename(file)
@@ -62,6 +62,7 @@ def _seed(name: str, seed: int, model: str, store: sets.Store, out: Path) -> lis
     paths = sets.files(name, seed, out)
     config = build(RewardConfig, {
         **SETTINGS, **paths, "seed": seed, "branches": chosen.branches(), "pairs_from": chosen.pairs_from,
+        "max_length": chosen.max_length,
     })  # fmt: skip
     run = Run(config, model, known=store)
     if name == "planted":

@@ -18,7 +18,6 @@ from jobs.studies.srm import planted
 from raylm.srm import backbone, cache
 from raylm.srm.data import Text
 
-MAX_LENGTH = 384
 TEST_SHARE = 0.25
 PROMPTS = 800
 """Of the planted set."""
@@ -38,6 +37,10 @@ class Set:
     """Rating of which pairs are made; empty where people compared responses."""
     oracle: bool = True
     """Whether both responses of the pairs are rated."""
+    prompts: int = 0
+    """Prompts that are used, drawn by their digest; 0 uses all."""
+    max_length: int = 384
+    """Tokens of prompt and response that the encoder reads."""
 
     def branches(self) -> list[dict[str, Any]]:
         """A head that learns preferences, a wider one for the scalar model of equal cost, a head a rating, tools."""
@@ -51,12 +54,18 @@ SETS = {
     found.name: found
     for found in (
         Set("planted", ("relevance", "style"), ("coverage", "arithmetic", "repetition"), (1, 5)),
-        Set("summeval", ("coherence", "consistency", "fluency", "relevance"), TOOLS, (1, 5), "mean"),
+        Set(
+            "summeval", ("coherence", "consistency", "fluency", "relevance"), TOOLS, (1, 5), "mean",
+            prompts=50, max_length=256,
+        ),
         Set(
             "topical_chat_usr", ("understandability", "naturalness", "coherence", "engagingness", "groundedness"),
             TOOLS, (None, None), "overall",
         ),
-        Set("qa_feedback", ("relevance", "factuality", "completeness"), TOOLS, (0, 1), oracle=False),
+        Set(
+            "qa_feedback", ("relevance", "factuality", "completeness"), TOOLS, (0, 1), oracle=False,
+            prompts=160, max_length=256,
+        ),
     )
 }  # fmt: skip
 
@@ -67,10 +76,13 @@ def rows(name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         return planted.make(PROMPTS, 0)
     folder = Path(os.environ["RAYLM_DATA"])
     if name == "qa_feedback":
-        return _read(folder / "reward_pairs/qa_feedback_dev.jsonl.gz"), _read(
-            folder / "reward_dims/qa_feedback_dev.jsonl.gz"
-        )
-    return [], _read(folder / f"reward_dims/{name}.jsonl.gz")
+        pairs, ratings = (_read(folder / f"reward_{kind}/qa_feedback_dev.jsonl.gz") for kind in ("pairs", "dims"))
+    else:
+        pairs, ratings = [], _read(folder / f"reward_dims/{name}.jsonl.gz")
+    count = SETS[name].prompts
+    groups = sorted({_group(row) for row in (*pairs, *ratings)}, key=lambda group: _draw("prompts", group))
+    kept = set(groups[: count or len(groups)])
+    return [row for row in pairs if _group(row) in kept], [row for row in ratings if _group(row) in kept]
 
 
 def files(name: str, seed: int, out: Path) -> dict[str, str]:
@@ -91,8 +103,8 @@ def files(name: str, seed: int, out: Path) -> dict[str, str]:
 class Store:
     """The untouched encoder's features of texts, kept on disk: every seed and arm reads the same ones."""
 
-    def __init__(self, model: str, folder: Path) -> None:
-        self.body = backbone.load(model, max_length=MAX_LENGTH)
+    def __init__(self, model: str, folder: Path, max_length: int) -> None:
+        self.body = backbone.load(model, max_length=max_length)
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.known: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -128,8 +140,15 @@ def elsewhere() -> list[dict[str, Any]]:
 
 
 def _is_test(row: dict[str, Any], seed: int) -> bool:
-    group = str(row.get("group") or row["prompt"])
-    return int(hashlib.sha256(f"{seed}:{group}".encode()).hexdigest()[:8], 16) / 0xFFFFFFFF < TEST_SHARE
+    return _draw(str(seed), _group(row)) < TEST_SHARE
+
+
+def _group(row: dict[str, Any]) -> str:
+    return str(row.get("group") or row["prompt"])
+
+
+def _draw(salt: str, group: str) -> float:
+    return int(hashlib.sha256(f"{salt}:{group}".encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
 
 
 def _key(text: Text) -> str:
