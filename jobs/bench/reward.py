@@ -2,8 +2,8 @@
 
     python -m jobs.bench.reward [--texts N] [--judged N] [--tokens N] [--repeats N] [--threads N]
 
-Five branches over the plain classifier of the same encoder: the same texts, batches and padding, tokenization counted in
-both. The judge is SmolLM2-135M-Instruct, which reads a pair and reasons before it names the better response; all of
+Five branches over the plain classifier of the same encoder: the same texts, batches and padding, tokenization counted
+in both. The judge is SmolLM2-135M-Instruct, which reads a pair and reasons before it names the better response; all of
 its tokens count. Pairs are human preferences between answers ($RAYLM_DATA, reward_pairs/qa_feedback_dev), whose
 passages are left out so that the small judge can read them.
 """

@@ -56,7 +56,7 @@ SETS = {
         Set("planted", ("relevance", "style"), ("coverage", "arithmetic", "repetition"), (1, 5)),
         Set(
             "summeval", ("coherence", "consistency", "fluency", "relevance"), TOOLS, (1, 5), "mean",
-            prompts=50, max_length=256,
+            prompts=30, max_length=256,
         ),
         Set(
             "topical_chat_usr", ("understandability", "naturalness", "coherence", "engagingness", "groundedness"),
@@ -64,7 +64,7 @@ SETS = {
         ),
         Set(
             "qa_feedback", ("relevance", "factuality", "completeness"), TOOLS, (0, 1), oracle=False,
-            prompts=160, max_length=256,
+            prompts=60, max_length=256,
         ),
     )
 }  # fmt: skip
