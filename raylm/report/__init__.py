@@ -22,6 +22,9 @@ STAGES = (
     "index",
     "evaluate_retrieval",
     "sweep",
+    "reward",
+    "score",
+    "diagnosis",
 )
 
 
