@@ -81,35 +81,39 @@ def normal_form(text: str, check: Check) -> str:
     return str(number) if number is not None else normalize_text(answer)
 
 
-def distractors(items: Sequence[Item], pool: Sequence[Item], lengths: Mapping[str, int], config: DiagnoseConfig) -> dict[str, list[str]]:
-    """Wrong answers for each item, out of the answers of the pool.
+def distractors(
+    items: Sequence[Item], pool: Sequence[Item], near: Mapping[str, Sequence[int]], lengths: Mapping[str, int],
+    config: DiagnoseConfig,
+) -> dict[str, list[str]]:  # fmt: skip
+    """Wrong answers for each item, out of the answers to the questions nearest to it.
 
-    They are of the item's kind and task and, of those, the nearest in length, so that neither gives the right one
-    away. Trap on the method page: distractors that leak the gold by length.
+    Near questions have answers of the same type, so that a model which only knows what kind of thing is asked for does
+    not choose rightly. Among those of the same kind, the nearest in length are taken, so that length does not give the
+    right one away (a trap on the method page). What near questions lack, the other samples give.
 
     Args:
         items: that need options.
         pool: samples whose answers may serve.
+        near: places in the pool of an item's nearest questions, nearest first.
         lengths: tokens of each answer text.
         config: for the number and the seed.
-    """  # fmt: skip
-    groups: dict[tuple[str, str], dict[str, str]] = {}
+    """
+    groups: dict[str, dict[str, str]] = {}
     for item in pool:
-        key = item.normal or item.answer
-        for group in ((item.kind(), item.task), (item.kind(), "")):
-            groups.setdefault(group, {}).setdefault(key, item.answer)
+        groups.setdefault(item.kind(), {}).setdefault(item.normal or item.answer, item.answer)
     found = {}
     for item in items:
-        own, wanted = item.normal or item.answer, config.probe.distractors
-        group = groups.get((item.kind(), item.task), {})
-        if len(group) <= wanted:
-            group = groups.get((item.kind(), ""), group)
+        wanted, own = config.probe.distractors, item.normal or item.answer
+        close = {each.normal or each.answer: each.answer for place in near[item.id]
+                 if (each := pool[place]).kind() == item.kind()}  # fmt: skip
         draw = np.random.default_rng(stable_seed(config.seed, "distractors", item.id))
-        answers = [answer for key, answer in group.items() if key != own]
-        size = lengths[item.answer]
-        gaps = np.array([abs(lengths[answer] - size) for answer in answers], dtype=float)
-        ranked = np.lexsort((draw.random(len(answers)), gaps))[:wanted]
-        found[item.id] = [answers[place] for place in ranked]
+        chosen: dict[str, str] = {}
+        for group in (dict(list(close.items())[: 3 * wanted]), groups.get(item.kind(), {})):
+            left = {key: answer for key, answer in group.items() if key != own and key not in chosen}
+            gaps = np.array([abs(lengths[answer] - lengths[item.answer]) for answer in left.values()], dtype=float)
+            ranked = np.lexsort((draw.random(len(left)), gaps))[: wanted - len(chosen)]
+            chosen |= {key: left[key] for key in [list(left)[place] for place in ranked]}
+        found[item.id] = list(chosen.values())
     return found
 
 

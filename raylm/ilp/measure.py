@@ -29,6 +29,8 @@ from raylm.units import Unit, unit_key
 Ask = Callable[[str, list[Unit], Any, dict[str, Any]], list[dict[str, Any]]]
 """(label, units, worker class, its arguments) to the rows of all units."""
 HALF = math.log(0.5)
+_NEAR = 50
+"""Nearest questions whose answers may be distractors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +125,11 @@ def diagnose(
     scores = _scores(items, config, ask, tuned, "tuned")
     before = _scores(items, config, ask, base, "base")
     suspects = [item for item in items if not (config.probe.shortcuts and _certain(scores[item.id]))]
-    probed, longest = _probe(items, suspects, everyone, config, ask, tuned=tuned, scores=scores, before=before)
+    vectors = encode([item.question for item in everyone])
+    wrong = _distractors(suspects, everyone, vectors, config, tuned)
+    probed, longest = _probe(items, suspects, wrong, config, ask, tuned=tuned, scores=scores, before=before)
     failed = [item for item in items if probed[item.id].verdict != "learned"]
-    pairs, nearest = neighbours.same_questions(everyone, encode([item.question for item in everyone]), config.rules)
+    pairs, nearest = neighbours.same_questions(everyone, vectors, config.rules)
     believed = _believed(failed, config, ask, base)
     signals = _Signals(config, everyone, pairs, nearest, log, probed, before, believed).of(failed)
     smallest = max((each.options for each in probed.values()), default=config.probe.options)
@@ -166,12 +170,22 @@ def _certain(score: Mapping[str, Any]) -> bool:
     return bool(score["greedy"]) and score["logprob"] > HALF
 
 
-def _probe(
-    items: Sequence[Item], suspects: Sequence[Item], everyone: Sequence[Item], config: DiagnoseConfig, ask: Ask, *,
-    tuned: str, scores: Mapping[str, dict[str, Any]], before: Mapping[str, dict[str, Any]],
-) -> tuple[dict[str, Probed], float]:  # fmt: skip
+def _distractors(
+    suspects: Sequence[Item], everyone: Sequence[Item], vectors: np.ndarray, config: DiagnoseConfig, tuned: str
+) -> dict[str, list[str]]:
     size = lengths([item.answer for item in everyone], tuned, config.trust_remote_code)
-    wrong = distractors(suspects, everyone, size, config)
+    place = {item.id: index for index, item in enumerate(everyone)}
+    near = neighbours.nearest_places(vectors, [place[item.id] for item in suspects], _NEAR)
+    by_id = {item.id: row for item, row in zip(suspects, near, strict=True)}
+    return distractors(suspects, everyone, by_id, size, config)
+
+
+def _probe(
+    items: Sequence[Item], suspects: Sequence[Item], wrong: Mapping[str, list[str]], config: DiagnoseConfig, ask: Ask,
+    *, tuned: str, scores: Mapping[str, dict[str, Any]], before: Mapping[str, dict[str, Any]],
+) -> tuple[dict[str, Probed], float]:  # fmt: skip
+    texts = [text for item in suspects for text in (item.answer, *wrong[item.id])]
+    size = lengths(texts, tuned, config.trust_remote_code)
     arguments = {"config": config, "path": tuned, "model": "tuned"}
     asked = [item for item in suspects if wrong[item.id]]
     rows = ask("diagnose: choices", units("options", asked, config.unit, wrong), ScoreWorker, arguments)

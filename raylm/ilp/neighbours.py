@@ -74,6 +74,25 @@ def same_questions(items: Sequence[Item], vectors: np.ndarray, rules: RuleConfig
     return pairs, nearest
 
 
+def nearest_places(vectors: np.ndarray, wanted: Sequence[int], count: int) -> list[list[int]]:
+    """Places of the nearest other vectors of some, nearest first.
+
+    Args:
+        vectors: of length 1, [items, dimension] float32.
+        wanted: places whose neighbours are looked for.
+        count: of neighbours; fewer where there are fewer items.
+    """
+    import faiss
+
+    if not len(wanted):
+        return []
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    _, places = index.search(vectors[list(wanted)], min(count + 1, len(vectors)))
+    rows = zip(wanted, places.tolist(), strict=True)
+    return [[other for other in row if other != own][:count] for own, row in rows]
+
+
 def content(question: str) -> frozenset[str]:
     """Numbers and words that say what is asked about, without plural or possessive endings."""
     words = re.findall(r"\d+(?:[.,]\d+)*|[^\W\d_]+", question.casefold())
