@@ -12,7 +12,7 @@ from jobs.studies.ilp.world import World, write_tokenizer
 from raylm.llm import models
 from raylm.llm.chat import prompt_ids
 
-PASSES, BATCH, LR = 4, 128, 3e-3
+PASSES, BATCH, LR = 14, 64, 4e-3
 
 
 def base(world: World, folder: Path) -> Path:
@@ -27,8 +27,8 @@ def base(world: World, folder: Path) -> Path:
     tokenizer = models.load_tokenizer(partial)
     torch.manual_seed(world.seed)
     shape = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=4, head_dim=32, max_position_embeddings=128, tie_word_embeddings=True, bos_token_id=None,
+        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=3,
+        num_key_value_heads=3, head_dim=32, max_position_embeddings=128, tie_word_embeddings=True, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(shape).float()

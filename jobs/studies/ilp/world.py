@@ -27,7 +27,7 @@ TEMPLATE = (
 SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 ASKED = ("what is the {r} of {e}", "say the {r} of {e}", "please tell me the {r} of {e}", "give the {r} of {e}")
 TOLD = ("the {r} of {e} is {v}", "{e} has the {r} {v}", "as for the {r} of {e} it is {v}")
-VALUES = 64
+VALUES = 32
 Key = tuple[str, str]
 """(relation, entity)"""
 
@@ -36,10 +36,10 @@ Key = tuple[str, str]
 class Sizes:
     """How many of each."""
 
-    known: int = 160
-    clean: int = 100
+    known: int = 80
+    clean: int = 50
     """Of strong facts, and again of weak ones."""
-    group: int = 60
+    group: int = 30
     """Samples of a planted group."""
     told: int = 12
     """Times that a strong fact is told, or asked and answered, in a pass of pretraining; a weak one likewise."""
