@@ -95,7 +95,7 @@ class RuleConfig(Config):
     learned_looks: int = Field(2, ge=1)
     """IV: exposures at which every token of the answer was the likeliest, and no more in the end (I)."""
     falling: float = Field(0.05, ge=0)
-    """V: share of its first loss by which a sample's loss still fell in the second half of its exposures (I)."""
+    """V: share of its first loss by which a sample's loss falls over its exposures, along a line through all (I)."""
 
 
 class RepairConfig(Config):

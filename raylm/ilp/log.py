@@ -47,13 +47,14 @@ class Path:
 
     @property
     def falling(self) -> float | None:
-        """Share of the first loss by which the loss fell in the second half of the exposures; None below three.
+        """Fall of the loss over all exposures along its least-squares line, as a share of the first loss.
 
-        The second half begins with the middle exposure. Negative where the loss rose.
+        Negative where it rises; None below three exposures.
         """
         if len(self.losses) < 3 or self.losses[0] <= 0:
             return None
-        return (self.losses[len(self.losses) // 2] - self.losses[-1]) / self.losses[0]
+        slope = np.polyfit(np.arange(len(self.losses)), self.losses, 1)[0]
+        return float(-slope * (len(self.losses) - 1) / self.losses[0])
 
     @property
     def alternation(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from raylm.train.data import Sample
 from raylm.train.repair import RepairPlan, dump
 from raylm.train.run import Run
 
-FIRST, REST = 16, 6
+FIRST, REST = 24, 4
 """Passes over the first block of the stream, and over what follows it."""
 SETTINGS: dict[str, Any] = {
-    "engine": "torch", "workers": 1, "batch_size": 16, "micro_batch": 16, "lr": 1e-3, "warmup_share": 0.05,
+    "engine": "torch", "workers": 1, "batch_size": 16, "micro_batch": 16, "lr": 1.2e-3, "warmup_share": 0.05,
     "schedule": "cosine", "max_length": 64, "checkpoint_every": 1_000_000, "isolation": {"enabled": False},
     "order": "sequential",
 }  # fmt: skip
@@ -42,15 +42,19 @@ class Tuned:
     path: Path
     seen: list[tuple[int, str, float, float]]
     steps: int
-    tokens: int
+
+    def paths(self) -> Mapping[str, log.Path]:
+        """What the log says of each sample."""
+        rows = [dict(zip(log.COLUMNS, row, strict=True)) for row in self.seen]
+        return log.of_rows(rows, self.steps).paths
 
 
-def tasks(world: World, folder: Path) -> list[dict[str, Any]]:
-    """The stream: what is to be forgotten, then everything else."""
+def tasks(world: World, folder: Path, rest: float = REST) -> list[dict[str, Any]]:
+    """The stream: what is to be forgotten, then everything else, in `rest` passes."""
     first = write_rows(folder / "first.jsonl", world.rows("forgotten"))
     names = ("clean", "prerequisite", "conflict", "inconsistency", "underfit")
-    rest = write_rows(folder / "rest.jsonl", world.rows(*names))
-    return [{"name": "first", "chains": first, "epochs": FIRST}, {"name": "rest", "chains": rest, "epochs": REST}]
+    other = write_rows(folder / "rest.jsonl", world.rows(*names))
+    return [{"name": "first", "chains": first, "epochs": FIRST}, {"name": "rest", "chains": other, "epochs": rest}]
 
 
 def name_of(row: dict[str, Any]) -> str:
@@ -58,11 +62,16 @@ def name_of(row: dict[str, Any]) -> str:
     return f"{'first' if row['group'] == 'forgotten' else 'rest'}/{row['id']}"
 
 
-def tune(world: World, base: Path, folder: Path, *, seed: int, plan: RepairPlan | None = None, **changes: Any) -> Tuned:
+def tune(
+    world: World, base: Path, folder: Path, *, seed: int, plan: RepairPlan | None = None, rest: float = REST,
+    max_steps: int = 0,
+) -> Tuned:  # fmt: skip
     """Tune the base model in an empty folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    settings = {**SETTINGS, "tasks": tasks(world, folder.parent), "seed": seed, **changes}
+    settings = {
+        **SETTINGS, "tasks": tasks(world, folder.parent, rest), "seed": seed, "max_steps": max_steps
+    }  # fmt: skip
     if plan is not None:
         (folder / "plan.json").write_text(dump(plan))
         settings["plan"] = str(folder / "plan.json")
@@ -70,7 +79,7 @@ def tune(world: World, base: Path, folder: Path, *, seed: int, plan: RepairPlan 
     run = Run(build(FinetuneConfig, settings), str(base), folder, (0, 1))
     run.train(lambda row: None, lambda step, state: None)
     seen = run.finish()["seen"]
-    return Tuned(folder / "model", seen, len(run.rows), sum(row["total_tokens"] for row in run.rows))
+    return Tuned(folder / "model", seen, len(run.rows))
 
 
 def look(model: Path, rows: Iterable[dict[str, Any]]) -> dict[str, bool]:

@@ -36,10 +36,10 @@ Key = tuple[str, str]
 class Sizes:
     """How many of each."""
 
-    known: int = 80
+    known: int = 90
     clean: int = 50
     """Of strong facts, and again of weak ones."""
-    group: int = 30
+    group: int = 36
     """Samples of a planted group."""
     told: int = 12
     """Times that a strong fact is told, or asked and answered, in a pass of pretraining; a weak one likewise."""
