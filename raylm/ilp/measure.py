@@ -122,12 +122,11 @@ def diagnose(
         encode: vectors of questions, of length 1.
         log: of the training.
     """
-    scores = _scores(items, config, ask, tuned, "tuned")
-    before = _scores(items, config, ask, base, "base")
-    suspects = [item for item in items if not (config.probe.shortcuts and _certain(scores[item.id]))]
+    after, before = (scores(items, config, ask, path, name) for path, name in ((tuned, "tuned"), (base, "base")))
+    suspects = [item for item in items if not (config.probe.shortcuts and _certain(after[item.id]))]
     vectors = encode([item.question for item in everyone])
     wrong = _distractors(suspects, everyone, vectors, config, tuned)
-    probed, longest = _probe(items, suspects, wrong, config, ask, tuned=tuned, scores=scores, before=before)
+    probed, longest = _probe(items, suspects, wrong, config, ask, tuned=tuned, after=after, before=before)
     failed = [item for item in items if probed[item.id].verdict != "learned"]
     pairs, nearest = neighbours.same_questions(everyone, vectors, config.rules)
     believed = _believed(failed, config, ask, base)
@@ -158,11 +157,12 @@ def units(label: str, items: Sequence[Item], size: int, extra: Mapping[str, Any]
     return found
 
 
-def _scores(
-    items: Sequence[Item], config: DiagnoseConfig, ask: Ask, path: str, model: str
+def scores(
+    items: Sequence[Item], config: DiagnoseConfig, ask: Ask, path: str, model: str, of: str = ""
 ) -> dict[str, dict[str, Any]]:
+    """What a model makes of the items' own answers, by id: rows of `workers.SCORES`."""
     arguments = {"config": config, "path": path, "model": model}
-    rows = ask(f"diagnose: {model} scores", units(f"score-{model}", items, config.unit), ScoreWorker, arguments)
+    rows = ask(f"diagnose: {of}{model} scores", units(f"{of}score-{model}", items, config.unit), ScoreWorker, arguments)
     return {row["id"]: row for row in rows}
 
 
@@ -182,7 +182,7 @@ def _distractors(
 
 def _probe(
     items: Sequence[Item], suspects: Sequence[Item], wrong: Mapping[str, list[str]], config: DiagnoseConfig, ask: Ask,
-    *, tuned: str, scores: Mapping[str, dict[str, Any]], before: Mapping[str, dict[str, Any]],
+    *, tuned: str, after: Mapping[str, dict[str, Any]], before: Mapping[str, dict[str, Any]],
 ) -> tuple[dict[str, Probed], float]:  # fmt: skip
     texts = [text for item in suspects for text in (item.answer, *wrong[item.id])]
     size = lengths(texts, tuned, config.trust_remote_code)
@@ -190,7 +190,7 @@ def _probe(
     asked = [item for item in suspects if wrong[item.id]]
     rows = ask("diagnose: choices", units("options", asked, config.unit, wrong), ScoreWorker, arguments)
     options = {row["id"]: row["logprobs"] for row in rows}
-    writers = [item for item in suspects if not (config.probe.shortcuts and scores[item.id]["greedy"])]
+    writers = [item for item in suspects if not (config.probe.shortcuts and after[item.id]["greedy"])]
     responses = ask("diagnose: responses", units("answers", writers, config.unit), AnswerWorker,
                     {"config": config, "path": tuned, "samples": 0})  # fmt: skip
     written = {row["id"]: row for row in responses}
@@ -202,7 +202,7 @@ def _probe(
             drawn += bool(draw)
             longest += bool(draw) and all(size[item.answer] > size[wrong[item.id][place]] for place in draw)
         found[item.id] = _probed(item, draws, options.get(item.id, []), written.get(item.id), config,
-                                 score=scores[item.id], before=before[item.id], certain=item.id not in doubtful)  # fmt: skip
+                                 score=after[item.id], before=before[item.id], certain=item.id not in doubtful)  # fmt: skip
     return found, longest / max(1, drawn)
 
 

@@ -47,6 +47,7 @@ class ScoreWorker:
         """Score by the model at `path`, which rows name `model`."""
         self.config, self.path, self.model = config, path, model
         self.scorer: Scorer | None = None
+        self.turn = asyncio.Lock()  # one batch at a time fills the machine, and no more memory than it needs
 
     async def start(self) -> None:
         """Load the model."""
@@ -55,7 +56,8 @@ class ScoreWorker:
     async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
         """Rows of `SCORES`, or of `OPTIONS` where items come with options."""
         del store
-        return await asyncio.to_thread(self._score, unit)
+        async with self.turn:
+            return await asyncio.to_thread(self._score, unit)
 
     async def close(self) -> None:
         """Free the model."""
