@@ -73,9 +73,7 @@ def _found(
     return [{"id": name, "text": plain[place], "source": f"corpus:{place + 1}"} for place, name in chosen.items()]
 
 
-def _written(
-    items: Sequence[Item], config: DiagnoseConfig, ask: Ask, writer: str
-) -> tuple[list[dict[str, Any]], int]:
+def _written(items: Sequence[Item], config: DiagnoseConfig, ask: Ask, writer: str) -> tuple[list[dict[str, Any]], int]:
     """Sampled paragraphs that hold the sample's answer word for word."""
     asked = [
         Item(item.id, [{"role": "user", "content": PROMPT.format(question=item.question, answer=item.answer)}],

@@ -27,9 +27,7 @@ def build(found: Diagnosis, config: RepairConfig, digest: str, documents: str = 
     wrong = wrong_ones(found, config)
     touched = _touched(found, contradicted)
     drop = tuple(sorted({wrong[name] for name in touched if name in wrong}))
-    separate = [
-        pair for pair in _opposed(found) if set(pair) <= touched and not set(pair) & set(drop)
-    ]
+    separate = [pair for pair in _opposed(found) if set(pair) <= touched and not set(pair) & set(drop)]
     forgotten = [name for name, cause in of.items() if cause == "forgotten"]
     weighty = [name for name, cause in of.items() if cause in ("conflict", "underfit") and name not in drop]
     underfit = any(cause == "underfit" for cause in of.values())
@@ -39,13 +37,13 @@ def build(found: Diagnosis, config: RepairConfig, digest: str, documents: str = 
         separate=tuple(separate),
         upweight=dict.fromkeys(weighty, config.upweight),
         shuffle=bool(forgotten) and config.shuffle,
-        replay=ReplayPlan(ids=tuple(forgotten), every=config.replay_every) if forgotten and not config.shuffle else None,
+        replay=ReplayPlan(ids=tuple(forgotten), every=config.replay_every)
+        if forgotten and not config.shuffle
+        else None,
         extra=ExtraPlan(epochs=config.extra_epochs, general=config.general, max_rise=config.max_rise)
         if underfit and config.extra_epochs
         else None,
-        documents=DocumentPlan(
-            path=documents, share=config.document_share, general=text, epochs=config.document_epochs
-        )
+        documents=DocumentPlan(path=documents, share=config.document_share, general=text, epochs=config.document_epochs)
         if documents
         else None,
         reasons={name: _reason(name, of.get(name, ""), wrong) for name in {*of, *drop}},
@@ -95,9 +93,7 @@ def _touched(found: Diagnosis, names: set[str]) -> set[str]:
 
 
 def _opposed(found: Diagnosis) -> list[tuple[str, str]]:
-    return [
-        (found.everyone[pair.left].id, found.everyone[pair.right].id) for pair in found.pairs if not pair.agrees
-    ]
+    return [(found.everyone[pair.left].id, found.everyone[pair.right].id) for pair in found.pairs if not pair.agrees]
 
 
 def _reason(name: str, cause: str, wrong: Mapping[str, str]) -> str:

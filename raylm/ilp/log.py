@@ -110,7 +110,9 @@ def of_rows(rows: Sequence[Mapping[str, Any]], steps: int = 0) -> Log:
     """A log out of rows with `COLUMNS`; `steps` is how many there should be, 0 where that is not known."""
     paths: dict[str, list[tuple[int, float, float]]] = {}
     for row in rows:
-        paths.setdefault(str(row["id"]), []).append((int(row["step"]), float(row["loss"]), float(row["token_accuracy"])))
+        paths.setdefault(str(row["id"]), []).append(
+            (int(row["step"]), float(row["loss"]), float(row["token_accuracy"]))
+        )
     found = {}
     for name, seen in paths.items():
         seen.sort(key=lambda each: each[0])

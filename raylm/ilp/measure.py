@@ -232,9 +232,7 @@ def _probed(
     )
 
 
-def _believed(
-    failed: Sequence[Item], config: DiagnoseConfig, ask: Ask, base: str
-) -> dict[str, list[dict[str, Any]]]:
+def _believed(failed: Sequence[Item], config: DiagnoseConfig, ask: Ask, base: str) -> dict[str, list[dict[str, Any]]]:
     """The base model's responses to questions, and to their prerequisites as `ID/N`."""
     arguments = {"config": config, "path": base, "samples": config.ask_base.samples}
     rows = ask("diagnose: the base model", units("base", failed, config.unit), AnswerWorker, arguments)
@@ -243,10 +241,10 @@ def _believed(
         for item in failed
         for number, (question, answer) in enumerate(item.prerequisites)
     ]
-    needed = [
-        Item(each.id, each.messages, each.answer, "exact", _normal(each.answer), each.task) for each in needed
-    ]
-    rows += ask("diagnose: prerequisites", units("needed", needed, config.unit), AnswerWorker, arguments | {"samples": 0})
+    needed = [Item(each.id, each.messages, each.answer, "exact", _normal(each.answer), each.task) for each in needed]
+    rows += ask(
+        "diagnose: prerequisites", units("needed", needed, config.unit), AnswerWorker, arguments | {"samples": 0}
+    )
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault(row["id"], []).append(row)

@@ -46,8 +46,16 @@ class Before:
             raise UserError(f"before={path}: it shares no sample with the ones given; compare diagnoses of one set")
 
 
-def write_tables(store: Store, found: Diagnosis) -> None:
-    """samples.parquet: a row for each sample that was looked at; unlearned.parquet: those not learned, with signals."""
+def write_tables(store: Store, found: Diagnosis, log: Log | None) -> None:
+    """samples.parquet: a row for each sample that was looked at; unlearned.parquet: those not learned, with signals.
+
+    map.parquet: confidence and variability of each sample of the log, where there is one.
+    """
+    if log is not None:
+        names = ("confidence", "variability", "looks_right", "alternation")
+        points = [{"id": item.id, **{name: getattr(log.paths[item.id], name) for name in names}}
+                  for item in found.items if item.id in log.paths]  # fmt: skip
+        store.write_table("data/map.parquet", pa.Table.from_pylist(points))
     rows = []
     failed = []
     for item in found.items:
@@ -133,7 +141,9 @@ def doubts(found: Diagnosis) -> list[str]:
             f"tuning lowered the loss of only {improved} of {len(found.probed)} samples: was the model trained on them?"
         )
     if len(found.everyone) < 12:
-        said.append(f"{len(found.everyone)} samples are fewer than neighbours are looked for: contradictions say little")
+        said.append(
+            f"{len(found.everyone)} samples are fewer than neighbours are looked for: contradictions say little"
+        )
     alone = sum(each.options < 2 for each in found.probed.values())
     if alone:
         said.append(f"{alone} samples have no other answer to choose from: P1 passes for them")

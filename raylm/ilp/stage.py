@@ -86,7 +86,7 @@ class _Work:
         store.write_bytes(PLAN, dump(plan).encode())
         outcome.write_lines(store, DOCUMENTS, texts)
         exported = outcome.export(store, rows, {*found.ids("unlearned", "partial")}, config.chains)
-        outcome.write_tables(store, found)
+        outcome.write_tables(store, found, self.seen)
         figures = outcome.figures(found, self.seen, config, before)
         self.warnings += outcome.doubts(found)
         figures |= {"overlong": overlong, "general": general, "warnings": self.warnings, "exported": exported}
@@ -111,12 +111,7 @@ class _Work:
         check_failures(done, len(units), config.max_failed_share, store, f"batches of {label}")
         self.seconds[label] = done.seconds
         self.tokens[label] = sum(summary["tokens"] for summary in done.summaries.values())
-        return [
-            row
-            for unit in units
-            if unit.key in done.summaries
-            for row in read_unit(store, unit.key).to_pylist()
-        ]
+        return [row for unit in units if unit.key in done.summaries for row in read_unit(store, unit.key).to_pylist()]
 
     def _general(self) -> dict[str, float]:
         """Mean loss of both models on the general set, nats a token; empty without one."""

@@ -201,9 +201,7 @@ def prepare(
     return [*samples, *more, *general], extras
 
 
-def watched(
-    plan: RepairPlan, tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig
-) -> dict[str, list[Sample]]:
+def watched(plan: RepairPlan, tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig) -> dict[str, list[Sample]]:
     """The general set of extra passes, where the plan has one."""
     if not plan.extra or not plan.extra.general:
         return {}

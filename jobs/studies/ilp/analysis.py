@@ -107,7 +107,9 @@ def cross(repairs: Rows) -> tuple[dict[str, dict[str, float]], int, Found]:
             if row["target"] in ("", cause):
                 each.setdefault((row["fix"], cause), []).extend(right)
     fixes = ("original", "control", *dict.fromkeys(FIXES.values()))
-    table = {fix: {cause: float(np.mean(each[fix, cause])) for cause in CAUSES if each.get((fix, cause))} for fix in fixes}
+    table = {
+        fix: {cause: float(np.mean(each[fix, cause])) for cause in CAUSES if each.get((fix, cause))} for fix in fixes
+    }
     wins, gains, draw = 0, Found(), np.random.default_rng(0)
     for cause, fix in FIXES.items():
         others = {name: table[name].get(cause, 0.0) for name in fixes if name not in ("original", fix)}
@@ -150,4 +152,8 @@ def masking(repairs: Rows) -> Found:
         gains.append((len(first) - len(second)) / before["samples"])
         persist.append(len(first & second) / max(1, len(first)))
         overlap.append(len(first & second) / max(1, len(first | second)))
-    return {"masking_gain": interval(gains), "masking_persistence": interval(persist), "masking_overlap": interval(overlap)}
+    return {
+        "masking_gain": interval(gains),
+        "masking_persistence": interval(persist),
+        "masking_overlap": interval(overlap),
+    }

@@ -68,7 +68,9 @@ def predictions(
             causes = sorted({str(row["group"]) for row in development})
             found[name] = [str(cause) for cause in np.random.default_rng(seed).choice(causes, len(rows))]
             continue
-        tree = DecisionTreeClassifier(max_depth=DEPTH, min_samples_leaf=LEAF, class_weight="balanced", random_state=seed)
+        tree = DecisionTreeClassifier(
+            max_depth=DEPTH, min_samples_leaf=LEAF, class_weight="balanced", random_state=seed
+        )
         tree.fit([[row[key] for key in keys] for row in development], [row["group"] for row in development])
         found[name] = [str(cause) for cause in tree.predict([[row[key] for key in keys] for row in rows])]
     return found

@@ -136,7 +136,9 @@ def make(seed: int, sizes: Sizes = Sizes()) -> World:
 def _add_strong(world: World) -> None:
     """Strong facts, and the samples about them: conflicts, clean ones, and the general set."""
     sizes = world.sizes
-    facts = {(relation, entity): world.pick(relation) for relation in ("colour", "size", "food") for entity in world.known}
+    facts = {
+        (relation, entity): world.pick(relation) for relation in ("colour", "size", "food") for entity in world.known
+    }
     for key, value in facts.items():
         world.tell(key, [value] * sizes.told)
     keys = sorted(facts)
