@@ -69,15 +69,10 @@ class Attribution:
     """Causes that could not be assessed for want of a signal."""
 
 
-def verdict(choice: float, written: bool) -> Verdict:
-    """From P1's share of right choices, already compared with its bound, and P2.
-
-    Args:
-        choice: 1 when P1 passes, 0 when it fails.
-        written: whether the written response is right.
-    """
-    passed = int(choice > 0) + int(written)
-    return ("unlearned", "partial", "learned")[passed]  # type: ignore[return-value]
+def verdict(chosen: bool, written: bool) -> Verdict:
+    """From whether a sample passes P1 and P2."""
+    verdicts: tuple[Verdict, ...] = ("unlearned", "partial", "learned")
+    return verdicts[chosen + written]
 
 
 def attribute(signals: Signals, rules: RuleConfig) -> Attribution:

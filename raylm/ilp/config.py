@@ -110,9 +110,8 @@ class RepairConfig(Config):
     max_rise: float = Field(0.05, ge=0)
     """V: rise of the general set's loss, as a share of that before tuning, at which training ends (I)."""
     replay_every: int = Field(500, ge=1)
-    """IV: steps between two looks at replayed samples, where the order of the stream is to be kept (P)."""
-    replay_drop: float = Field(0.05, ge=0, le=1)
-    """IV: drop of their accuracy since its best, above which they are replayed (P)."""
+    """IV: steps between two batches of replayed samples, where the order of the stream is to be kept (P; the paper replays
+    only after a drop of more than 5%)."""
     shuffle: bool = True
     """IV: mix all tasks. Off keeps the order and replays."""
     separate_below: float = Field(0.1, ge=0)
@@ -183,8 +182,6 @@ class DiagnoseConfig(Config):
     """Bootstrap resamples of intervals of differences."""
     seed: int = 0
     """Of the screen's draw, of distractors and of sampling."""
-    max_failed_share: float = runtime(0.0, ge=0, le=1)
-    """Share of units that may be set aside with an error before the stage fails."""
 
     @model_validator(mode="after")
     def _gpus_suffice(self) -> DiagnoseConfig:

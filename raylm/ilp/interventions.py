@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from raylm.ilp.neighbours import clusters
 from raylm.train.repair import DocumentPlan, ExtraPlan, RepairPlan, ReplayPlan
 
 
-def build(found: Diagnosis, config: RepairConfig, digest: str, documents: str = "", text: str = "") -> RepairPlan:
+def build(found: Diagnosis, config: RepairConfig, digest: str, documents: str = "") -> RepairPlan:
     """The plan for everything that a diagnosis has attributed.
 
     Args:
@@ -20,7 +21,6 @@ def build(found: Diagnosis, config: RepairConfig, digest: str, documents: str = 
         config: what each cause gets.
         digest: of the samples.
         documents: file of documents for missing prerequisites; empty where there are none.
-        text: file of general text for the first stage.
     """
     of = {name: each.cause for name, each in found.causes.items()}
     contradicted = {name for name, cause in of.items() if cause == "inconsistency"}
@@ -40,10 +40,15 @@ def build(found: Diagnosis, config: RepairConfig, digest: str, documents: str = 
         replay=ReplayPlan(ids=tuple(forgotten), every=config.replay_every)
         if forgotten and not config.shuffle
         else None,
-        extra=ExtraPlan(epochs=config.extra_epochs, general=config.general, max_rise=config.max_rise)
+        extra=ExtraPlan(epochs=config.extra_epochs, general=_absolute(config.general), max_rise=config.max_rise)
         if underfit and config.extra_epochs
         else None,
-        documents=DocumentPlan(path=documents, share=config.document_share, general=text, epochs=config.document_epochs)
+        documents=DocumentPlan(
+            path=documents,
+            share=config.document_share,
+            general=_absolute(config.general_text),
+            epochs=config.document_epochs,
+        )
         if documents
         else None,
         reasons={name: _reason(name, of.get(name, ""), wrong) for name in {*of, *drop}},
@@ -100,3 +105,8 @@ def _reason(name: str, cause: str, wrong: Mapping[str, str]) -> str:
     if wrong.get(name) == name and cause in ("", "inconsistency"):
         return "inconsistency: contradicts other samples, and is the one dropped"
     return cause
+
+
+def _absolute(path: str) -> str:
+    """A path that means the same from the plan's directory as from here."""
+    return path if not path or "://" in path else os.path.abspath(path)

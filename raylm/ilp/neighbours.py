@@ -12,10 +12,12 @@ from raylm.ilp.config import RuleConfig
 from raylm.ilp.items import Item
 
 FUNCTION_WORDS = frozenset(
-    "a an and are as ask at be by can could did do does for from give had has have how i in is it its kindly know let "
-    "like long many me much my name now of on one or our out please question s say shall should so some tell than that "
-    "the their them then there these they this those to us was we were what when where which who whose why will with "
-    "would you your answer about just".split()
+    """
+    a about an and answer are as ask at be by can could did do does for from give had has have how i in is it its just
+    kindly know let like long many me much my name now of on one or our out please question s say shall should so some
+    tell than that the their them then there these they this those to us was we were what when where which who whose
+    why will with would you your
+    """.split()  # noqa: SIM905 - as one reads them
 )
 """English words that ask rather than say what is asked about; two paraphrases may differ in them."""
 

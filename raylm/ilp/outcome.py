@@ -68,13 +68,14 @@ def write_tables(store: Store, found: Diagnosis, log: Log | None) -> None:
     probes = [*_schema(Probed), *((name, pa.string()) for name in ("cause", "check", "task"))]
     store.write_table("data/samples.parquet", pa.Table.from_pylist(rows, pa.schema(probes)))
     signals = [each for each in _schema(Signals) if each[0] != "id"]
-    words = [("question", pa.string()), ("answer", pa.string()), ("confidence_of_cause", pa.float64()),
-             ("other_cause", pa.string()), ("holds", pa.list_(pa.string())), ("unknown", pa.list_(pa.string()))]  # fmt: skip
+    words = [(name, pa.string()) for name in ("question", "answer", "other_cause")]
+    words += [("confidence_of_cause", pa.float64())]
+    words += [(name, pa.list_(pa.string())) for name in ("holds", "unknown")]
     store.write_table("data/unlearned.parquet", pa.Table.from_pylist(failed, pa.schema([*probes, *words, *signals])))
 
 
 def export(store: Store, rows: Sequence[dict[str, Any]], flagged: set[str], source: str) -> str:
-    """Write the flagged samples as they came, as Parquet where they came so and as JSONL elsewhere; returns the name."""
+    """Write the flagged samples as they came, as JSONL where they came so and as Parquet elsewhere; returns its name."""
     chosen = [{key: value for key, value in row.items() if key != "task_name"} for row in rows if row["id"] in flagged]
     if source.endswith((".jsonl", ".jsonl.gz", ".json")):
         write_lines(store, f"{FLAGGED}.jsonl", chosen)
@@ -84,9 +85,8 @@ def export(store: Store, rows: Sequence[dict[str, Any]], flagged: set[str], sour
 
 
 def write_lines(store: Store, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write JSONL; no file where there is no row."""
-    if rows:
-        store.write_bytes(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    """Write JSONL."""
+    store.write_bytes(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
 def funnel(found: Diagnosis) -> dict[str, int]:
@@ -175,8 +175,8 @@ def compare(before: Before, found: Diagnosis, config: DiagnoseConfig) -> dict[st
             "p_value": mcnemar_exact(gaps.count(1.0), gaps.count(-1.0)),
             "learned_after": sum(found.probed[name].verdict == "learned" for name in names),
         }
-    bad, worse = ({name for name in shared if not ok(name)} for ok in (
-        lambda name: before.rows[name]["verdict"] == "learned", lambda name: found.probed[name].verdict == "learned"))  # fmt: skip
+    bad = set(groups["flagged"])
+    worse = {name for name in shared if found.probed[name].verdict != "learned"}
     kept["overlap_of_flagged"] = len(bad & worse) / max(1, len(bad | worse))
     return kept
 

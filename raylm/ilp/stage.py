@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from raylm.errors import UserError
@@ -11,7 +10,6 @@ from raylm.ilp import interventions, items, lineage, log, measure, outcome
 from raylm.ilp.config import DiagnoseConfig
 from raylm.ilp.items import Item
 from raylm.ilp.log import Log
-from raylm.ilp.measure import Ask
 from raylm.llm import models
 from raylm.storage import Manifest, StageRun
 from raylm.train.data import file_digest
@@ -48,8 +46,8 @@ def run(config: DiagnoseConfig) -> Manifest:
     if stage.finished is None:
         for text in warnings:
             print(f"warning: {text}", file=sys.stderr)
-        work = _Work(config, stage, str(tuned.path), str(base.path), seen, warnings)
-        work.run(rows, digest, before)
+        work = _Work(config, stage, str(tuned.path), str(base.path))
+        work.run(rows, before, seen, warnings)
     report.for_stage("diagnose", stage.store)
     assert stage.finished is not None
     return stage.finished
@@ -58,38 +56,35 @@ def run(config: DiagnoseConfig) -> Manifest:
 class _Work:
     """One diagnosis on Ray."""
 
-    def __init__(
-        self, config: DiagnoseConfig, stage: StageRun, tuned: str, base: str, seen: Log | None, warnings: list[str]
-    ) -> None:
+    def __init__(self, config: DiagnoseConfig, stage: StageRun, tuned: str, base: str) -> None:
         self.config, self.stage, self.tuned, self.base = config, stage, tuned, base
-        self.seen, self.warnings = seen, warnings
         self.seconds: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
         self.encode = encoder(config.encoder)
 
-    def run(self, rows: list[dict[str, Any]], digest: str, before: outcome.Before | None) -> None:
+    def run(
+        self, rows: list[dict[str, Any]], before: outcome.Before | None, seen: Log | None, warnings: list[str]
+    ) -> None:
         """Ask, attribute, plan, and write everything."""
         config, store = self.config, self.stage.store
         everyone, overlong = fitting(items.make(rows, config.probe), config, self.tuned)
         chosen = items.screen(everyone, config.sample, config.seed)
-        found = measure.diagnose(
-            everyone, chosen, config, self.ask, tuned=self.tuned, base=self.base, encode=self.encode, log=self.seen
-        )
+        sources = Sources(ask=self.ask, tuned=self.tuned, base=self.base, encode=self.encode, log=seen)
+        found = measure.diagnose(everyone, chosen, config, sources)
         general = self._general()
         unaware = [item for item in found.items if _cause(found, item) == "prerequisite"]
         from raylm.ilp import documents
 
         writer = str(models.resolve(config.repair.writer).path) if config.repair.writer else ""
         texts, unverified = documents.gather(unaware, config, self.encode, self.ask, writer)
-        text = config.repair.general_text
-        plan = interventions.build(found, config.repair, digest, DOCUMENTS if texts else "", text)
+        plan = interventions.build(found, config.repair, self.stage.inputs["samples"], DOCUMENTS if texts else "")
         store.write_bytes(PLAN, dump(plan).encode())
         outcome.write_lines(store, DOCUMENTS, texts)
         exported = outcome.export(store, rows, {*found.ids("unlearned", "partial")}, config.chains)
-        outcome.write_tables(store, found, self.seen)
-        figures = outcome.figures(found, self.seen, config, before)
-        self.warnings += outcome.doubts(found)
-        figures |= {"overlong": overlong, "general": general, "warnings": self.warnings, "exported": exported}
+        outcome.write_tables(store, found, seen)
+        figures = outcome.figures(found, seen, config, before)
+        warnings = [*warnings, *outcome.doubts(found)]
+        figures |= {"overlong": overlong, "general": general, "warnings": warnings, "exported": exported}
         figures["plan"] = outcome.plan_counts(plan, len(texts), unverified)
         self.stage.finish(
             len(found.items),
@@ -108,7 +103,7 @@ class _Work:
             return []
         store, config = self.stage.store, self.config
         done = run_units(units, worker, arguments, store, config.compute, label=label, noun="batches")
-        check_failures(done, len(units), config.max_failed_share, store, f"batches of {label}")
+        check_failures(done, len(units), 0.0, store, f"batches of {label}")
         self.seconds[label] = done.seconds
         self.tokens[label] = sum(summary["tokens"] for summary in done.summaries.values())
         return [row for unit in units if unit.key in done.summaries for row in read_unit(store, unit.key).to_pylist()]
@@ -123,7 +118,7 @@ class _Work:
         made, _ = fitting(items.make(rows, self.config.probe), self.config, self.tuned)
         found = {}
         for model, path in (("base", self.base), ("tuned", self.tuned)):
-            scores = measure.scores(made, self.config, self.ask, path, model, "general set: ")
+            scores = measure.scores(made, self.config, self.ask, path, model=model, of="general set: ")
             found[model] = sum(row["nll"] for row in scores.values()) / len(scores)
         return found
 
@@ -152,7 +147,7 @@ def fitting(made: list[Item], config: DiagnoseConfig, path: str) -> tuple[list[I
     return kept, len(made) - len(kept)
 
 
-def encoder(name: str) -> Callable[[list[str]], np.ndarray]:
+def encoder(name: str) -> Encode:
     """A function from texts to vectors of length 1; the model is loaded at its first use."""
     held: list[Any] = []
 

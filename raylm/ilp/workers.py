@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -227,13 +226,6 @@ def restored(data: dict[str, Any]) -> Item:
         task=data["task"],
         prerequisites=tuple((question, answer) for question, answer in data["prerequisites"]),
     )
-
-
-def modal(normals: Sequence[str]) -> tuple[str, float]:
-    """The most frequent of some answers and its share; the first of equally frequent ones."""
-    counts = Counter(normals)
-    answer, count = counts.most_common(1)[0] if counts else ("", 0)
-    return answer, count / max(1, len(normals))
 
 
 def lengths(texts: Sequence[str], tokenizer_path: str | Path, trust_remote_code: bool = False) -> dict[str, int]:

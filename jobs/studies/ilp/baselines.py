@@ -31,8 +31,8 @@ DEPTH, LEAF = 4, 5
 def confident_learning(world: World, model: Path) -> dict[str, dict[str, float]]:
     """cleanlab's quality score and label issue of each sample, where its answer is its label.
 
-    Probabilities are the tuned model's over all answers of the world, in the sample: a generative model is trained once,
-    so there are no folds to take them from.
+    Probabilities are the tuned model's over all answers of the world, in the sample: a generative model is trained
+    once, so there are no folds to take them from.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores

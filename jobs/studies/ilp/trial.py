@@ -117,7 +117,8 @@ class Diagnostician:
         """What `raylm diagnose` finds, without Ray."""
         everyone = items.make(items.read(config)[0], config.probe)
         rows = [dict(zip(log.COLUMNS, row, strict=True)) for row in tuned.seen]
-        return measure.diagnose(
-            everyone, everyone, config, measure.here(Store(str(folder / "asked"))), tuned=str(tuned.path),
-            base=str(base), encode=self.encode, log=log.of_rows(rows, tuned.steps),
+        sources = measure.Sources(
+            ask=measure.here(Store(str(folder / "asked"))), tuned=str(tuned.path), base=str(base), encode=self.encode,
+            log=log.of_rows(rows, tuned.steps),
         )  # fmt: skip
+        return measure.diagnose(everyone, everyone, config, sources)

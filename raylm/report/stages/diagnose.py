@@ -8,7 +8,7 @@ from raylm.ilp.causes import UNEXPLAINED
 from raylm.ilp.config import CAUSES
 from raylm.report import figures
 from raylm.report.artefacts import finished, made_from, spread, subtitle, timing
-from raylm.report.page import Page, block, figure, format_interval, format_p, label, response
+from raylm.report.page import Page, block, format_interval, format_p, label, response
 from raylm.storage import Manifest, Store
 
 NAMES = {
@@ -22,8 +22,8 @@ NAMES = {
 MEANING = {
     "inconsistency": "Another sample asks the same and answers otherwise. Plan: drop the one that the majority or the "
     "base model speaks against, else keep the pair out of one batch.",
-    "prerequisite": "The base model cannot give the answer and has not met what is asked about. Plan: train on documents "
-    "about it first.",
+    "prerequisite": "The base model cannot give the answer and has not met what is asked about. Plan: documents about it "
+    "come first.",
     "conflict": "The base model is sure of another answer. Plan: weight.",
     "forgotten": "Training had it right at several exposures, and it is wrong in the end. Plan: shuffle or replay.",
     "underfit": "Its loss is still falling and it was hardly ever right. Plan: weight and more passes.",
@@ -67,7 +67,7 @@ def _add_overview(page: Page, store: Store, manifest: Manifest) -> None:
         ("partial", f"{counts['partial']:,}", f"of {looked:,} samples looked at"),
         ("wrong when writing", f"{written[0]:.1%}", format_interval(written)),
         ("P1 by guessing", f"{floor:.0%}", "of samples would fail P1 if answers were guessed"),
-        ("longest option is right", f"{found['longest_is_right']:.0%}", "of multiple choices: length gives little away"),
+        ("longest option is right", f"{found['longest_is_right']:.0%}", "of the multiple choices"),
         ("loss not lowered", f"{found['not_improved']:,}", "samples (P3)"),
         ("seconds", f"{ran.get('seconds', 0):,.0f}", f"{manifest.tokens and sum(manifest.tokens.values()):,} tokens"),
     ])  # fmt: skip
@@ -83,7 +83,7 @@ def _add_causes(page: Page, manifest: Manifest, failed: list[dict[str, Any]]) ->
     found = manifest.figures
     page.section(
         "Causes",
-        "Rules are asked one after the other, so shares depend on their order: beside them stand those of another order.",
+        "Rules are asked one after the other, so shares depend on their order; those of another order stand beside them.",
     )
     first, other, both = found["causes"], found["causes_other_order"], found["causes_with_partial"]
     page.figure(
