@@ -110,7 +110,7 @@ class RepairConfig(Config):
     max_rise: float = Field(0.05, ge=0)
     """V: rise of the general set's loss, as a share of that before tuning, at which training ends (I)."""
     replay_every: int = Field(500, ge=1)
-    """IV: steps between two batches of replayed samples, where the order of the stream is to be kept (P; the paper replays
+    """IV: steps between two batches of replayed samples, where the order of the stream is to be kept (P, which replays
     only after a drop of more than 5%)."""
     shuffle: bool = True
     """IV: mix all tasks. Off keeps the order and replays."""

@@ -75,7 +75,7 @@ def write_tables(store: Store, found: Diagnosis, log: Log | None) -> None:
 
 
 def export(store: Store, rows: Sequence[dict[str, Any]], flagged: set[str], source: str) -> str:
-    """Write the flagged samples as they came, as JSONL where they came so and as Parquet elsewhere; returns its name."""
+    """Write the flagged samples as they came, JSONL as JSONL and all else as Parquet; returns the file's name."""
     chosen = [{key: value for key, value in row.items() if key != "task_name"} for row in rows if row["id"] in flagged]
     if source.endswith((".jsonl", ".jsonl.gz", ".json")):
         write_lines(store, f"{FLAGGED}.jsonl", chosen)

@@ -10,6 +10,7 @@ from raylm.ilp import interventions, items, lineage, log, measure, outcome
 from raylm.ilp.config import DiagnoseConfig
 from raylm.ilp.items import Item
 from raylm.ilp.log import Log
+from raylm.ilp.measure import Encode, Sources
 from raylm.llm import models
 from raylm.storage import Manifest, StageRun
 from raylm.train.data import file_digest

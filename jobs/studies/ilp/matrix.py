@@ -21,7 +21,7 @@ FIXES = {
     "underfit": "upweight",
 }
 """Cause to the intervention that the method names for it."""
-EXTRA = 40
+EXTRA = 30
 """Optimizer steps beyond the original recipe's, for every intervention and the control."""
 SHARE = 0.5
 """Of documents in their stage; the rest is the samples as text."""

@@ -51,8 +51,10 @@ def _train(model: torch.nn.Module, lines: list[list[int]], seed: int) -> None:
     steps, step = PASSES * math.ceil(len(lines) / BATCH), 0
     for _ in range(PASSES):
         order = torch.randperm(len(lines), generator=draw).tolist()
-        for start in range(0, len(order), BATCH):
-            batch = [torch.tensor(lines[place]) for place in order[start : start + BATCH]]
+        order.sort(key=lambda place: len(lines[place]))  # stable: of lines of a length the order stays random
+        starts = torch.randperm(math.ceil(len(order) / BATCH), generator=draw).tolist()
+        for start in starts:
+            batch = [torch.tensor(lines[place]) for place in order[start * BATCH : (start + 1) * BATCH]]
             ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=-100)
             logits = model(input_ids=ids.clamp_min(0), attention_mask=(ids >= 0).long(), use_cache=False).logits
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=-100)

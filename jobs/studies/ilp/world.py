@@ -36,10 +36,10 @@ Key = tuple[str, str]
 class Sizes:
     """How many of each."""
 
-    known: int = 90
-    clean: int = 50
+    known: int = 60
+    clean: int = 40
     """Of strong facts, and again of weak ones."""
-    group: int = 36
+    group: int = 24
     """Samples of a planted group."""
     told: int = 12
     """Times that a strong fact is told, or asked and answered, in a pass of pretraining; a weak one likewise."""

@@ -22,8 +22,8 @@ NAMES = {
 MEANING = {
     "inconsistency": "Another sample asks the same and answers otherwise. Plan: drop the one that the majority or the "
     "base model speaks against, else keep the pair out of one batch.",
-    "prerequisite": "The base model cannot give the answer and has not met what is asked about. Plan: documents about it "
-    "come first.",
+    "prerequisite": "The base model cannot give the answer and has not met what is asked about. Plan: documents "
+    "about it come first.",
     "conflict": "The base model is sure of another answer. Plan: weight.",
     "forgotten": "Training had it right at several exposures, and it is wrong in the end. Plan: shuffle or replay.",
     "underfit": "Its loss is still falling and it was hardly ever right. Plan: weight and more passes.",
@@ -83,7 +83,7 @@ def _add_causes(page: Page, manifest: Manifest, failed: list[dict[str, Any]]) ->
     found = manifest.figures
     page.section(
         "Causes",
-        "Rules are asked one after the other, so shares depend on their order; those of another order stand beside them.",
+        "Rules are asked one after the other, so shares depend on the order; those of another one stand beside them.",
     )
     first, other, both = found["causes"], found["causes_other_order"], found["causes_with_partial"]
     page.figure(
