@@ -80,6 +80,12 @@ VERBS = {
             "raylm.evaluation.run:run",
         ),
         Verb(
+            "diagnose",
+            "Say which samples a tuned model has not learned, why, and plan the repair.",
+            "raylm.ilp.config:DiagnoseConfig",
+            "raylm.ilp.stage:run",
+        ),
+        Verb(
             "train-classifier",
             "Train a text classifier with hard or soft labels.",
             "raylm.classify.config:ClassifierConfig",

@@ -25,6 +25,7 @@ STAGES = (
     "reward",
     "score",
     "diagnosis",
+    "diagnose",
 )
 
 
