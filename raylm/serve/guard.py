@@ -1,0 +1,183 @@
+"""ASGI middleware around everything: request ids, tokens, limits, deadlines, metrics and one log line a request.
+
+It decides before a body is read, and it never logs a body, a query string or a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from raylm.serve.auth import Keys
+from raylm.serve.config import Limits
+from raylm.serve.errors import ApiError, busy
+from raylm.serve.metrics import Metrics
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+OPEN = frozenset({"/", "/page.js", "/page.css", "/docs", "/openapi.json", "/healthz", "/readyz"})
+"""Paths without a token: they hold no model's and no document's data."""
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Paths that are answered also when the replica is full, and are not logged."""
+MOST_HEADERS = 100
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+log = logging.getLogger("raylm.serve")
+
+
+class Guard:
+    """The middleware; one for each replica."""
+
+    def __init__(self, app: App, keys: Keys, limits: Limits, metrics: Metrics) -> None:
+        self.app, self.keys, self.limits, self.metrics = app, keys, limits, metrics
+        self.in_flight = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        call = _Call(scope, send)
+        self.in_flight += 1
+        self.metrics.in_flight.set(self.in_flight)
+        try:
+            await self._answer(scope, receive, call)
+        except ApiError as error:
+            await call.fail(error)
+        except asyncio.CancelledError:
+            call.status = call.status or 499  # the client went away
+            raise
+        except Exception:  # whatever is left is ours: the client gets an id, the log the traceback
+            log.exception("request %s failed", call.id)
+            message = f"the server failed; its log names request {call.id}"
+            await call.fail(ApiError(500, "internal_error", message))
+        finally:
+            self.in_flight -= 1
+            self.metrics.in_flight.set(self.in_flight)
+            self._record(call)
+
+    async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, call: _Call) -> None:
+        path, headers = scope["path"], scope["headers"]
+        if len(headers) > MOST_HEADERS or sum(len(k) + len(v) for k, v in headers) > self.limits.header_bytes:
+            message = f"headers are limited to {MOST_HEADERS} and {self.limits.header_bytes} bytes in all"
+            raise ApiError(431, "headers_too_large", message, headers={"Connection": "close"})
+        peer = scope["client"][0] if scope.get("client") else None
+        key = self.keys.who(call.header(b"authorization"), peer) if path not in OPEN or not self.keys.keys else None
+        call.key = key.name if key else "-"
+        if self.in_flight > self.limits.in_flight and path not in PROBES:
+            raise busy()
+        self._check_length(call)
+        scope["state"] = {**scope.get("state", {}), "key": key, "request_id": call.id, "call": call}
+        deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
+        body = _Body(receive, self.limits)
+        try:
+            await asyncio.wait_for(self.app(scope, body, call.send), self.limits.request_seconds)
+        except asyncio.TimeoutError:
+            if asyncio.get_running_loop().time() < deadline or call.started:
+                raise
+            message = f"no answer within {self.limits.request_seconds:g} s; ask for less at once, or try again"
+            raise ApiError(504, "timeout", message, headers={"Retry-After": "1"}) from None
+        finally:
+            call.bytes = body.bytes
+        if body.error and not call.started:
+            raise body.error
+
+    def _check_length(self, call: _Call) -> None:
+        said = call.header(b"content-length")
+        if said is None:
+            return
+        if not said.isdigit():
+            raise ApiError(400, "bad_length", "Content-Length is not a number", headers={"Connection": "close"})
+        if len(said) > 18 or int(said) > self.limits.body_bytes:
+            raise too_large(self.limits)
+
+    def _record(self, call: _Call) -> None:
+        seconds = time.monotonic() - call.began
+        self.metrics.request(call.route, call.status, seconds)
+        if call.path not in PROBES:
+            said = {
+                "event": "request", "id": call.id, "method": call.method, "path": call.route, "status": call.status,
+                "ms": round(seconds * 1000, 1), "key": call.key, "bytes": call.bytes, **call.facts,
+            }  # fmt: skip
+            log.info(json.dumps(said))
+
+
+def too_large(limits: Limits) -> ApiError:
+    """For a body beyond the limit."""
+    message = f"the body is larger than {limits.body_bytes} bytes; send fewer or shorter texts"
+    return ApiError(413, "body_too_large", message, headers={"Connection": "close"})
+
+
+class _Body:
+    """Receives a body within its limits; the error is kept, since frameworks wrap what `receive` raises."""
+
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self.receive, self.limits, self.bytes = receive, limits, 0
+        self.error: ApiError | None = None
+        self.whole = False
+        self.deadline = time.monotonic() + limits.body_seconds
+
+    async def __call__(self) -> Message:
+        if self.error:
+            raise self.error
+        if self.whole:
+            return await self.receive()  # waits for the client to go away
+        try:
+            message = await asyncio.wait_for(self.receive(), max(0.0, self.deadline - time.monotonic()))
+        except asyncio.TimeoutError:
+            text = f"the body did not come within {self.limits.body_seconds:g} s; send it again at once"
+            self.error = ApiError(408, "body_timeout", text, headers={"Connection": "close"})
+            raise self.error from None
+        self.bytes += len(message.get("body", b""))
+        self.whole = not message.get("more_body", False)
+        if self.bytes > self.limits.body_bytes:
+            self.error = too_large(self.limits)
+            raise self.error
+        return message
+
+
+class _Call:
+    """What is known of a request, and its answer."""
+
+    def __init__(self, scope: MutableMapping[str, Any], send: Send) -> None:
+        self.scope, self._send = scope, send
+        self.began = time.monotonic()
+        asked = self.header(b"x-request-id") or b""
+        self.id = asked.decode() if _ID.fullmatch(asked) else uuid.uuid4().hex
+        self.method, self.path = scope["method"], scope["path"]
+        self.status, self.started, self.bytes, self.key = 0, False, 0, "-"
+        self.facts: dict[str, Any] = {}
+
+    @property
+    def route(self) -> str:
+        """The route's template, so that logs and metrics hold no ids; what is no route is `other`."""
+        route = self.scope.get("route")
+        return str(getattr(route, "path", "other"))
+
+    def header(self, name: bytes) -> bytes | None:
+        """A header's value, None when it is not there."""
+        return next((value for key, value in self.scope["headers"] if key.lower() == name), None)
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started, self.status = True, message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode())]
+        await self._send(message)
+
+    async def fail(self, error: ApiError) -> None:
+        """Answer with an error, if nothing was sent yet."""
+        if self.started:
+            return
+        body = error.body(self.id)
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+        named = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": error.status, "headers": named})
+        await self.send({"type": "http.response.body", "body": body})
