@@ -30,6 +30,14 @@ class Verb:
     summary: str
     config_path: str
     run_path: str
+    word: str = ""
+    """Key that the first argument gives when it is a plain word: `raylm serve reward config.yaml`."""
+
+    def load(self, args: Sequence[str]) -> config.Config:
+        """The config of some arguments."""
+        if self.word and args and not any(mark in args[0] for mark in "=./"):
+            args = [f"{self.word}={args[0]}", *args[1:]]
+        return config.load(self.config_class(), args)
 
     def config_class(self) -> type[config.Config]:
         return _load(self.config_path)
@@ -77,6 +85,13 @@ VERBS = {
             "raylm.classify.config:ClassifierConfig",
             "raylm.classify.stage:run",
         ),
+        Verb(
+            "serve",
+            "Serve reward models and retrievers over HTTP.",
+            "raylm.serve.config:ServeConfig",
+            "raylm.serve.run:run",
+            word="app",
+        ),
     )
 }
 
@@ -103,7 +118,7 @@ def run_verb(name: str, args: Sequence[str]) -> int:
     if "--help" in args or "-h" in args:
         print_help(verb)
         return 0
-    return _guarded(lambda: verb.run(config.load(verb.config_class(), args)))
+    return _guarded(lambda: verb.run(verb.load(args)))
 
 
 def print_help(verb: Verb) -> None:
@@ -129,7 +144,7 @@ def config_show(
     """Print the resolved config of VERB as YAML, and its hash."""
     if verb not in VERBS:
         raise UserError(f"config show: no verb {verb!r}; verbs are {', '.join(VERBS)}")
-    resolved = config.load(VERBS[verb].config_class(), args or ())
+    resolved = VERBS[verb].load(args or ())
     typer.echo(f"# hash {config.config_hash(resolved)}")
     typer.echo(config.to_yaml(resolved), nl=False)
 
@@ -147,6 +162,12 @@ def softlabels_show(
     """Print keywords and soft labels that a train-classifier config gives its texts."""
     verb = VERBS["train-classifier"]
     _load("raylm.classify.show:show")(config.load(verb.config_class(), args or ()))
+
+
+@app.command("serve-token")
+def serve_token(name: Annotated[str, typer.Argument(help="Who is to use it.")]) -> None:
+    """Print a new bearer token for `raylm serve`, and the config entry of its key."""
+    _load("raylm.serve.run:token")(name)
 
 
 @app.command("report")

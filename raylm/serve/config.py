@@ -22,7 +22,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Key(Config):
-    """A bearer token, by its digest; `raylm serve token NAME` makes one."""
+    """A bearer token, by its digest; `raylm serve-token NAME` makes one."""
 
     name: str
     """Who uses it; stands in the logs."""
@@ -37,7 +37,7 @@ class Key(Config):
     @classmethod
     def _digest(cls, value: str) -> str:
         if not re.fullmatch(r"[0-9a-f]{64}", value):
-            raise ValueError("64 hex digits are needed, not the token itself; `raylm serve token NAME` prints them")
+            raise ValueError("64 hex digits are needed, not the token itself; `raylm serve-token NAME` prints them")
         return value
 
     def may_use(self, name: str) -> bool:
@@ -177,11 +177,8 @@ class ServeConfig(Config):
             raise ValueError("a reward model and a retriever have the same name; rename one")
         if len({key.name for key in self.keys}) < len(self.keys):
             raise ValueError("keys: two have the same name; rename one")
-        unknown = {name for key in self.keys for name in key.models} - {"*", *names}
-        if unknown:
-            raise ValueError(f"keys: no model {sorted(unknown)[0]!r}; there are {', '.join(names) or 'none'}")
         if not self.keys and (self.haproxy or not is_loopback(self.host)):
             raise ValueError(
-                "keys: without any, only loopback is served; `raylm serve token NAME` makes one, or host: 127.0.0.1"
+                "keys: without any, only loopback is served; `raylm serve-token NAME` makes one, or host: 127.0.0.1"
             )
         return self

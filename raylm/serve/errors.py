@@ -38,7 +38,7 @@ class ApiError(Exception):
         return json.dumps({"error": said}).encode()
 
 
-def unknown_model(name: str, known: list[str]) -> ApiError:
+def unknown_model(known: list[str]) -> ApiError:
     """For a name that does not exist for the key at hand."""
     there = ", ".join(known) or "none"
     return ApiError(404, "model_not_found", f"no such model; there are: {there}", param="model")

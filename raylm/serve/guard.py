@@ -6,7 +6,6 @@ It decides before a body is read, and it never logs a body, a query string or a 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -17,6 +16,7 @@ from typing import Any
 from raylm.serve.auth import Keys
 from raylm.serve.config import Limits
 from raylm.serve.errors import ApiError, busy
+from raylm.serve.logs import event
 from raylm.serve.metrics import Metrics
 
 Message = MutableMapping[str, Any]
@@ -30,7 +30,6 @@ PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 """Paths that are answered also when the replica is full, and are not logged."""
 MOST_HEADERS = 100
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-log = logging.getLogger("raylm.serve")
 
 
 class Guard:
@@ -56,7 +55,7 @@ class Guard:
             call.status = call.status or 499  # the client went away
             raise
         except Exception:  # whatever is left is ours: the client gets an id, the log the traceback
-            log.exception("request %s failed", call.id)
+            event("request_failed", level=logging.ERROR, id=call.id)
             message = f"the server failed; its log names request {call.id}"
             await call.fail(ApiError(500, "internal_error", message))
         finally:
@@ -76,19 +75,44 @@ class Guard:
             raise busy()
         self._check_length(call)
         scope["state"] = {**scope.get("state", {}), "key": key, "request_id": call.id, "call": call}
+        body = await self._read(receive)
+        call.bytes = len(body)
+        sent = False
+
+        async def replay() -> Message:
+            nonlocal sent
+            if sent:
+                return await receive()  # waits for the client to go away
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
-        body = _Body(receive, self.limits)
         try:
-            await asyncio.wait_for(self.app(scope, body, call.send), self.limits.request_seconds)
+            await asyncio.wait_for(self.app(scope, replay, call.send), self.limits.request_seconds)
         except asyncio.TimeoutError:
             if asyncio.get_running_loop().time() < deadline or call.started:
                 raise
             message = f"no answer within {self.limits.request_seconds:g} s; ask for less at once, or try again"
             raise ApiError(504, "timeout", message, headers={"Retry-After": "1"}) from None
-        finally:
-            call.bytes = body.bytes
-        if body.error and not call.started:
-            raise body.error
+
+    async def _read(self, receive: Receive) -> bytes:
+        """The body, within its limits of size and time."""
+        parts: list[bytes] = []
+        size, deadline = 0, time.monotonic() + self.limits.body_seconds
+        while True:
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+            except asyncio.TimeoutError:
+                text = f"the body did not come within {self.limits.body_seconds:g} s; send it again at once"
+                raise ApiError(408, "body_timeout", text, headers={"Connection": "close"}) from None
+            if message["type"] == "http.disconnect":
+                raise ApiError(499, "client_gone", "the client went away")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self.limits.body_bytes:
+                raise too_large(self.limits)
+            if not message.get("more_body", False):
+                return b"".join(parts)
 
     def _check_length(self, call: _Call) -> None:
         said = call.header(b"content-length")
@@ -103,45 +127,14 @@ class Guard:
         seconds = time.monotonic() - call.began
         self.metrics.request(call.route, call.status, seconds)
         if call.path not in PROBES:
-            said = {
-                "event": "request", "id": call.id, "method": call.method, "path": call.route, "status": call.status,
-                "ms": round(seconds * 1000, 1), "key": call.key, "bytes": call.bytes, **call.facts,
-            }  # fmt: skip
-            log.info(json.dumps(said))
+            said = {"method": call.method, "path": call.route, "status": call.status, "ms": round(seconds * 1000, 1)}
+            event("request", id=call.id, key=call.key, bytes=call.bytes, **said, **call.facts)
 
 
 def too_large(limits: Limits) -> ApiError:
     """For a body beyond the limit."""
     message = f"the body is larger than {limits.body_bytes} bytes; send fewer or shorter texts"
     return ApiError(413, "body_too_large", message, headers={"Connection": "close"})
-
-
-class _Body:
-    """Receives a body within its limits; the error is kept, since frameworks wrap what `receive` raises."""
-
-    def __init__(self, receive: Receive, limits: Limits) -> None:
-        self.receive, self.limits, self.bytes = receive, limits, 0
-        self.error: ApiError | None = None
-        self.whole = False
-        self.deadline = time.monotonic() + limits.body_seconds
-
-    async def __call__(self) -> Message:
-        if self.error:
-            raise self.error
-        if self.whole:
-            return await self.receive()  # waits for the client to go away
-        try:
-            message = await asyncio.wait_for(self.receive(), max(0.0, self.deadline - time.monotonic()))
-        except asyncio.TimeoutError:
-            text = f"the body did not come within {self.limits.body_seconds:g} s; send it again at once"
-            self.error = ApiError(408, "body_timeout", text, headers={"Connection": "close"})
-            raise self.error from None
-        self.bytes += len(message.get("body", b""))
-        self.whole = not message.get("more_body", False)
-        if self.bytes > self.limits.body_bytes:
-            self.error = too_large(self.limits)
-            raise self.error
-        return message
 
 
 class _Call:
@@ -158,9 +151,8 @@ class _Call:
 
     @property
     def route(self) -> str:
-        """The route's template, so that logs and metrics hold no ids; what is no route is `other`."""
-        route = self.scope.get("route")
-        return str(getattr(route, "path", "other"))
+        """The route's template, so that logs and metrics hold no ids; what never reached a route is `other`."""
+        return str(getattr(self.scope.get("route"), "path", "other"))
 
     def header(self, name: bytes) -> bytes | None:
         """A header's value, None when it is not there."""

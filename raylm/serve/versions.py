@@ -18,9 +18,9 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 from raylm.errors import UserError
+from raylm.serve.logs import event
 from raylm.storage import MANIFEST
 
-log = logging.getLogger("raylm.serve")
 T = TypeVar("T")
 
 
@@ -82,7 +82,7 @@ class Versions(Generic[T]):
             except UserError as error:
                 with self._lock:
                     self._models[name] = (now, self._models[name][1])  # looked at again when files change again
-                log.error(json.dumps({"event": "load_failed", "model": name, "error": str(error)}))
+                event("load_failed", level=logging.WARNING, model=name, error=str(error))
 
     def _load(self, name: str, now: str) -> None:
         try:
@@ -95,7 +95,7 @@ class Versions(Generic[T]):
         self.errors.pop(name, None)
         self._models[name] = (now, model)
         self._loaded(name, "new")
-        log.info(json.dumps({"event": "loaded", "model": name}))
+        event("loaded", model=name)
 
 
 def stamp(paths: tuple[Path, ...]) -> str:
@@ -130,7 +130,14 @@ def verify(path: Path) -> None:
                 continue
             if not file.is_file():
                 raise UserError(f"{file}: missing; copy the model again")
-            with file.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-                    raise UserError(f"{file}: not the file that was written (its SHA-256 differs); copy the model again")
+            if _sha256(file) != expected:
+                raise UserError(f"{file}: not the file that was written (its SHA-256 differs); copy the model again")
         return
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
