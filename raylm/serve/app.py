@@ -132,9 +132,13 @@ def _models(config: ServeConfig, kind: str) -> dict[str, Any]:
 
 def _listening() -> str | None:
     """The address that the running Serve listens on; None when it does not run yet."""
-    from ray.serve.context import _get_global_client
-
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
         return "0.0.0.0"
+    import ray
+
+    if not ray.is_initialized():
+        return None  # asking Serve would start one
+    from ray.serve.context import _get_global_client
+
     client = _get_global_client(raise_if_no_controller_running=False)
     return client.http_config.host if client else None

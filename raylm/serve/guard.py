@@ -35,8 +35,17 @@ _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 class Guard:
     """The middleware; one for each replica."""
 
-    def __init__(self, app: App, keys: Keys, limits: Limits, metrics: Metrics) -> None:
-        self.app, self.keys, self.limits, self.metrics = app, keys, limits, metrics
+    def __init__(self, app: App, keys: Keys, limits: Limits, metrics: Metrics, own_ids: bool = True) -> None:
+        """Wrap an application.
+
+        Args:
+            app: gets whole bodies of requests that may be answered.
+            keys: who may ask.
+            limits: of requests.
+            metrics: of the replica.
+            own_ids: whether to send the request's id back; Serve does that by itself.
+        """
+        self.app, self.keys, self.limits, self.metrics, self.own_ids = app, keys, limits, metrics, own_ids
         self.in_flight = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -44,7 +53,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        call = _Call(scope, send)
+        call = _Call(scope, send, self.own_ids)
         self.in_flight += 1
         self.metrics.in_flight.set(self.in_flight)
         try:
@@ -140,8 +149,8 @@ def too_large(limits: Limits) -> ApiError:
 class _Call:
     """What is known of a request, and its answer."""
 
-    def __init__(self, scope: MutableMapping[str, Any], send: Send) -> None:
-        self.scope, self._send = scope, send
+    def __init__(self, scope: MutableMapping[str, Any], send: Send, own_id: bool) -> None:
+        self.scope, self._send, self.own_id = scope, send, own_id
         self.began = time.monotonic()
         asked = self.header(b"x-request-id") or b""
         self.id = asked.decode() if _ID.fullmatch(asked) else uuid.uuid4().hex
@@ -161,7 +170,8 @@ class _Call:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started, self.status = True, message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode())]
+            if self.own_id:
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode())]
         await self._send(message)
 
     async def fail(self, error: ApiError) -> None:

@@ -93,7 +93,7 @@ class HttpReplica(Replica):
     """The same, answering HTTP."""
 
     def __serve_build_asgi_app__(self) -> Any:  # noqa: N807 - Serve's name
-        return create_app(self.served, (self.kind,))
+        return create_app(self.served, (self.kind,), own_ids=False)
 
 
 class Gateway:
@@ -111,7 +111,7 @@ class Gateway:
         self.served.config = _config(self.settings, models)
 
     def __serve_build_asgi_app__(self) -> Any:  # noqa: N807 - Serve's name
-        return create_app(self.served)
+        return create_app(self.served, own_ids=False)
 
 
 class Remote:

@@ -114,12 +114,13 @@ class Served:
         return chosen
 
 
-def create_app(served: Served, kinds: Sequence[str] = ("reward", "retriever")) -> FastAPI:
+def create_app(served: Served, kinds: Sequence[str] = ("reward", "retriever"), own_ids: bool = True) -> FastAPI:
     """The application, guarded.
 
     Args:
         served: its services, which may come later.
         kinds: services whose routes there are.
+        own_ids: see `Guard`.
     """
     from raylm.serve import retriever_routes, reward_routes
 
@@ -138,7 +139,10 @@ def create_app(served: Served, kinds: Sequence[str] = ("reward", "retriever")) -
     if "retriever" in kinds:
         retriever_routes.add(app, served)
     retriever_routes.add_rerank(app, served)
-    app.add_middleware(Guard, keys=Keys(served.config.keys), limits=served.config.limits, metrics=served.metrics)
+    config = served.config
+    app.add_middleware(
+        Guard, keys=Keys(config.keys), limits=config.limits, metrics=served.metrics, own_ids=own_ids
+    )
     return app
 
 

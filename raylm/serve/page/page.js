@@ -120,4 +120,14 @@ byId("search").addEventListener("submit", (event) => {
     { model: form.get("model"), query: form.get("query"), mode: form.get("mode"), k: Number(form.get("k")) })));
 });
 byId("token").addEventListener("change", start);
-start();
+
+/** A link such as /#query=red or /#prompt=…&a=…&b=… fills the form of its fields and sends it. */
+function follow() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  for (const form of [byId("compare"), byId("search")]) {
+    const fields = [...given.keys()].filter((name) => form.elements[name]);
+    for (const name of fields) form.elements[name].value = given.get(name);
+    if (fields.includes("query") || fields.includes("prompt")) form.requestSubmit();
+  }
+}
+start().then(follow);
