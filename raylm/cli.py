@@ -92,6 +92,18 @@ VERBS = {
             "raylm.serve.run:run",
             word="app",
         ),
+        Verb(
+            "index",
+            "Encode a collection of documents and build its index.",
+            "raylm.retrieval.index_config:IndexConfig",
+            "raylm.retrieval.index_stage:run",
+        ),
+        Verb(
+            "evaluate-retrieval",
+            "Measure how an index or BM25 ranks documents for judged queries.",
+            "raylm.retrieval.index_config:EvaluateRetrievalConfig",
+            "raylm.retrieval.evaluate:run",
+        ),
     )
 }
 
@@ -168,6 +180,18 @@ def softlabels_show(
 def serve_token(name: Annotated[str, typer.Argument(help="Who is to use it.")]) -> None:
     """Print a new bearer token for `raylm serve`, and the config entry of its key."""
     _load("raylm.serve.run:token")(name)
+
+
+@app.command("search")
+def search(
+    path: str,
+    query: str,
+    args: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+) -> None:
+    """Print the documents that an index finds for a query (k=10, mode=hybrid, dense or bm25, model=, letters=)."""
+    from raylm.retrieval.index_config import SearchConfig
+
+    _load("raylm.retrieval.show:search")(path, query, config.load(SearchConfig, args or ()))
 
 
 @app.command("report")

@@ -11,7 +11,7 @@ from raylm.errors import UserError
 if TYPE_CHECKING:
     from raylm.storage import Store
 
-STAGES = ("explore", "synthesize", "finetune", "evaluate", "pipeline", "classify")
+STAGES = ("explore", "synthesize", "finetune", "evaluate", "pipeline", "classify", "index", "evaluate_retrieval")
 
 
 def for_stage(name: str, store: Store, related: dict[str, Store] | None = None) -> str:
