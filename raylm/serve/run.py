@@ -76,8 +76,8 @@ def _check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            raise UserError(f"host={host} port={port}: cannot listen there ({error.strerror}); choose another") from None
+        except (OSError, OverflowError) as error:
+            raise UserError(f"host={host} port={port}: cannot listen there ({error}); choose another") from None
 
 
 def _start_ray(config: ServeConfig, kinds: int) -> None:
