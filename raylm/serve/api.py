@@ -333,9 +333,7 @@ def check_texts(texts: Iterable[str], limits: Limits, param: str) -> None:
     Raises:
         ApiError: 413.
     """
-    count = 0
-    for text in texts:
-        count += 1
+    for count, text in enumerate(texts, 1):
         if count > limits.texts:
             raise ApiError(413, "too_many_texts", f"{param}: at most {limits.texts} in one request", param=param)
         if len(text) > limits.text_chars:

@@ -75,8 +75,8 @@ def check(config: ServeConfig, kinds: tuple[str, ...]) -> None:
     host = _listening()
     if not config.keys and host is not None and not is_loopback(host):
         raise UserError(
-            f"keys: there are none, and Serve listens on {host}; `raylm serve-token NAME` makes one, or let Serve listen "
-            "on 127.0.0.1 (http_options.host), without HAProxy"
+            f"keys: there are none, and Serve listens on {host}; `raylm serve-token NAME` makes one, or let Serve "
+            "listen on 127.0.0.1 (http_options.host), without HAProxy"
         )
 
 

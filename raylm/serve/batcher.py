@@ -25,6 +25,7 @@ JobT = TypeVar("JobT", bound=Sized)
 ResultT = TypeVar("ResultT")
 Run = Callable[[list[JobT]], Awaitable[Sequence["ResultT | BaseException"]]]
 One = Callable[[JobT], Awaitable[ResultT]]
+Waiting = tuple[JobT, "asyncio.Future[ResultT]"]
 
 
 def batched(run: Run[JobT, ResultT], size: int) -> One[JobT, ResultT]:
@@ -34,7 +35,7 @@ def batched(run: Run[JobT, ResultT], size: int) -> One[JobT, ResultT]:
         run: does some jobs; one result or exception for each.
         size: texts at which a batch is full; a larger job goes alone.
     """
-    waiting: deque[tuple[JobT, asyncio.Future[ResultT]]] = deque()
+    waiting: deque[Waiting[JobT, ResultT]] = deque()
     worker: asyncio.Task[None] | None = None
 
     async def work() -> None:
@@ -56,7 +57,9 @@ def batched(run: Run[JobT, ResultT], size: int) -> One[JobT, ResultT]:
     return one
 
 
-def _take(waiting: deque[tuple[JobT, asyncio.Future[ResultT]]], size: int) -> list[tuple[JobT, asyncio.Future[ResultT]]]:
+def _take(
+    waiting: deque[tuple[JobT, asyncio.Future[ResultT]]], size: int
+) -> list[tuple[JobT, asyncio.Future[ResultT]]]:
     batch: list[tuple[JobT, asyncio.Future[ResultT]]] = []
     texts = 0
     while waiting:
@@ -70,7 +73,7 @@ def _take(waiting: deque[tuple[JobT, asyncio.Future[ResultT]]], size: int) -> li
     return batch
 
 
-async def _settle(run: Run[JobT, ResultT], batch: list[tuple[JobT, asyncio.Future[ResultT]]]) -> None:
+async def _settle(run: Run[JobT, ResultT], batch: list[Waiting[JobT, ResultT]]) -> None:
     try:
         results = await run([job for job, _ in batch])
     except Exception as error:  # whatever it is, those who wait must hear of it

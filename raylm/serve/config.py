@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raylm.config import Config, runtime
 
@@ -151,9 +151,9 @@ class ServeConfig(Config):
 
     app: Literal["reward", "retriever", "all"] = runtime("all")
     """What `raylm serve` starts; a Serve config file says it by its import_path."""
-    reward: dict[str, RewardSource] = {}
+    reward: dict[str, RewardSource] = Field({})
     """Reward models by name; the first is the default."""
-    retriever: dict[str, RetrieverSource] = {}
+    retriever: dict[str, RetrieverSource] = Field({})
     """Retrievers by name; the first is the default."""
     keys: tuple[Key, ...] = ()
     """Who may ask. None at all is for loopback only."""
@@ -165,7 +165,7 @@ class ServeConfig(Config):
     port: int = runtime(8000)
     """Port that `raylm serve` listens on."""
     haproxy: bool = runtime(False)
-    """HAProxy in place of Serve's own proxy: several times the requests/s; it listens on all addresses, so needs keys."""
+    """HAProxy in place of Serve's own proxy: more requests/s. They then listen on all addresses: it needs keys."""
 
     @model_validator(mode="after")
     def _coherent(self) -> ServeConfig:

@@ -24,14 +24,20 @@ class Metrics:
         from prometheus_client import CollectorRegistry
 
         self.registry, self._ray = CollectorRegistry(), ray
-        self.requests = self._make("Counter", "raylm_serve_requests", "Answers by route and status.", ("route", "status"))
-        self.seconds = self._make("Histogram", "raylm_serve_request_seconds", "Time to the answer.", ("route",), SECONDS)
+        self.requests = self._make(
+            "Counter", "raylm_serve_requests", "Answers by route and status.", ("route", "status")
+        )
+        self.seconds = self._make(
+            "Histogram", "raylm_serve_request_seconds", "Time to the answer.", ("route",), SECONDS
+        )
         self.in_flight = self._make("Gauge", "raylm_serve_in_flight", "Requests being answered.")
         self.batch_texts = self._make("Histogram", "raylm_serve_batch_texts", "Texts of a batch.", ("service",), SIZES)
         self.batch_seconds = self._make(
             "Histogram", "raylm_serve_batch_seconds", "Time of a batch in the model.", ("service",), SECONDS
         )
-        self.truncated = self._make("Counter", "raylm_serve_truncated", "Texts longer than the model reads.", ("model",))
+        self.truncated = self._make(
+            "Counter", "raylm_serve_truncated", "Texts longer than the model reads.", ("model",)
+        )
         self.loads = self._make("Counter", "raylm_serve_loads", "Loads of a model.", ("model", "outcome"))
         self.documents = self._make("Counter", "raylm_serve_documents", "Documents written.", ("model", "operation"))
 

@@ -78,7 +78,12 @@ class Replica:
 
     def _start(self, config: ServeConfig) -> Service[Any]:
         threads, gpus = max(1, int(config.scaling.cpus)), config.scaling.gpus
-        more: dict[str, Any] = {"size": config.batching.size, "most": config.scaling.max_loaded, "batch": _batch(config)}
+        more: dict[str, Any] = {
+            "size": config.batching.size,
+            "most": config.scaling.max_loaded,
+            "batch": _batch(config),
+        }
+        more["batch"] = _batch(config)
         service: Service[Any]
         if self.kind == "reward":
             service = reward.RewardService(reward.sources(config.reward, threads, gpus), self.served.metrics, **more)
@@ -92,7 +97,7 @@ class Replica:
 class HttpReplica(Replica):
     """The same, answering HTTP."""
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: N807 - Serve's name
+    def __serve_build_asgi_app__(self) -> Any:
         return create_app(self.served, (self.kind,), own_ids=False)
 
 
@@ -110,7 +115,7 @@ class Gateway:
         """Know these models."""
         self.served.config = _config(self.settings, models)
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: N807 - Serve's name
+    def __serve_build_asgi_app__(self) -> Any:
         return create_app(self.served, own_ids=False)
 
 

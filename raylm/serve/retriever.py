@@ -159,7 +159,7 @@ class Retriever:
         for job in jobs:
             ids = list(dict.fromkeys(job.ids))
             if job.texts is None:
-                known = {id: there[id] if id in there else id in index for id in ids}
+                known = {id: there.get(id, id in index) for id in ids}
                 gone = tuple(id for id in ids if known[id])
                 entries += [Entry(gone)] if gone else []
                 results.append(Written(len(gone), tuple(id for id in ids if not known[id])))

@@ -26,7 +26,9 @@ def add(app: FastAPI, served: Served) -> None:
         found = await served.retrievers.encode(name, texts, body.input_type)
         width = found.vectors.shape[1]
         if body.dimensions not in (None, width):
-            raise ApiError(400, "bad_dimensions", f"this encoder's vectors have {width} coordinates", param="dimensions")
+            raise ApiError(
+                400, "bad_dimensions", f"this encoder's vectors have {width} coordinates", param="dimensions"
+            )
         data = [
             api.Embedding(index=place, embedding=_written(vector, body.encoding_format))
             for place, vector in enumerate(found.vectors)
@@ -125,7 +127,9 @@ def _written(vector: np.ndarray, form: str) -> list[float] | str:
 def _with_index(served: Served, name: str) -> Any:
     source = served.config.retriever[name]
     if source.index is None:
-        raise ApiError(400, "no_index", "this retriever has no documents; /v1/rerank takes them in the request", param="model")
+        raise ApiError(
+            400, "no_index", "this retriever has no documents; /v1/rerank takes them in the request", param="model"
+        )
     return source
 
 

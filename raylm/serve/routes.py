@@ -140,9 +140,7 @@ def create_app(served: Served, kinds: Sequence[str] = ("reward", "retriever"), o
         retriever_routes.add(app, served)
     retriever_routes.add_rerank(app, served)
     config = served.config
-    app.add_middleware(
-        Guard, keys=Keys(config.keys), limits=config.limits, metrics=served.metrics, own_ids=own_ids
-    )
+    app.add_middleware(Guard, keys=Keys(config.keys), limits=config.limits, metrics=served.metrics, own_ids=own_ids)
     return app
 
 
@@ -173,7 +171,9 @@ def _add_common(app: FastAPI, served: Served) -> None:
     async def healthz() -> Response:
         return reply(api.Health(status="ok"))
 
-    @app.get("/readyz", response_model=api.Health, responses={503: {"model": api.Health}}, summary="Whether it is ready")
+    @app.get(
+        "/readyz", response_model=api.Health, responses={503: {"model": api.Health}}, summary="Whether it is ready"
+    )
     async def readyz() -> Response:
         each = await asyncio.gather(*(backend.reasons() for backend in served.backends()))
         reasons = [reason for some in each for reason in some]
@@ -184,8 +184,14 @@ def _add_common(app: FastAPI, served: Served) -> None:
     async def metrics() -> Response:
         return Response(served.metrics.page(), media_type="text/plain; version=0.0.4")
 
-    for path, file, kind in (("/", "index.html", "html"), ("/page.js", "page.js", "javascript"), ("/page.css", "page.css", "css")):
-        app.add_api_route(path, _page((PAGE / file).read_bytes(), f"text/{kind}; charset=utf-8"), include_in_schema=False)
+    for path, file, kind in (
+        ("/", "index.html", "html"),
+        ("/page.js", "page.js", "javascript"),
+        ("/page.css", "page.css", "css"),
+    ):
+        app.add_api_route(
+            path, _page((PAGE / file).read_bytes(), f"text/{kind}; charset=utf-8"), include_in_schema=False
+        )
 
 
 def _page(content: bytes, kind: str) -> Any:

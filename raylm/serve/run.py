@@ -59,7 +59,10 @@ def token(name: str) -> None:
 
     made, key = new_token(name)
     print(f"token, shown only now: {made}\nfor the config:\nkeys:")
-    print("".join(f"{'- ' if n == 0 else '  '}{line}\n" for n, line in enumerate(config.to_yaml(key).splitlines())), end="")
+    print(
+        "".join(f"{'- ' if n == 0 else '  '}{line}\n" for n, line in enumerate(config.to_yaml(key).splitlines())),
+        end="",
+    )
 
 
 def _check_models(config: ServeConfig, kinds: tuple[str, ...]) -> None:

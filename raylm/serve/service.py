@@ -136,7 +136,9 @@ class Service(Generic[ModelT]):
             return self.versions.get(name)
         except UserError as error:
             event("load_failed", level=logging.ERROR, model=name)
-            raise ApiError(503, "model_unavailable", "the model cannot be loaded; see /v1/models", param="model") from error
+            raise ApiError(
+                503, "model_unavailable", "the model cannot be loaded; see /v1/models", param="model"
+            ) from error
 
     async def _run(self, jobs: list[Any]) -> list[Any]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_thread, jobs)

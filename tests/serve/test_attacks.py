@@ -63,7 +63,9 @@ def test_too_much_at_once(client):
     assert client.post("/v1/search", json={"query": "x", "k": 10**30}).status_code == 400
 
 
-@pytest.mark.parametrize("path", ["/v1/../etc/passwd", "/page.js/../../config.py", "/%2e%2e/etc/passwd", "/v1", "/static/x"])
+@pytest.mark.parametrize(
+    "path", ["/v1/../etc/passwd", "/page.js/../../config.py", "/%2e%2e/etc/passwd", "/v1", "/static/x"]
+)
 def test_there_is_nothing_beyond_the_routes(client, path):
     answer = client.get(path)
     assert answer.status_code == 404
@@ -77,7 +79,15 @@ def test_another_method(client):
 
 
 def test_every_route_needs_a_token_but_the_page_and_the_probes(locked, as_user):
-    for path in ("/v1/score", "/v1/compare", "/v1/embeddings", "/v1/search", "/v1/rerank", "/v1/documents", "/v1/models"):
+    for path in (
+        "/v1/score",
+        "/v1/compare",
+        "/v1/embeddings",
+        "/v1/search",
+        "/v1/rerank",
+        "/v1/documents",
+        "/v1/models",
+    ):
         for headers in ({}, {"Authorization": "Bearer wrong"}):
             answer = locked.request("GET" if path == "/v1/models" else "POST", path, json=GOOD, headers=headers)
             assert answer.status_code == 401

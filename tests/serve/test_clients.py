@@ -73,11 +73,11 @@ def test_the_page_names_what_it_needs_and_loads_nothing_else(address):
     used = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert sorted(used) == ["data:,", "docs", "page.css", "page.js"]
     assert [httpx.get(f"{address}/{name}").status_code for name in ("page.css", "page.js")] == [200, 200]
-    script = (PAGE / "page.js").read_text()
+    script, paths = (PAGE / "page.js").read_text(), httpx.get(f"{address}/openapi.json").json()["paths"]
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", script)
     asked = set(re.findall(r'byId\("(\w+)"\)', script))
     assert asked <= set(re.findall(r'id="(\w+)"', page.text))
-    assert set(re.findall(r'"(v1/\w+)"', script)) <= {path[1:] for path in httpx.get(f"{address}/openapi.json").json()["paths"]}
+    assert set(re.findall(r'"(v1/\w+)"', script)) <= {path[1:] for path in paths}
 
 
 def browsers():
@@ -89,9 +89,15 @@ def test_a_browser_scores_a_pair_and_searches(browser, make_app, settings, tmp_p
     """The page's links fill the forms and send them; what the browser then shows is read."""
     script = "<img src=x onerror=document.title='broken'>"
     link = f"/#prompt=red&a=one+two&b={quote(script)}&query=three&mode=bm25"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+        "--virtual-time-budget=20000",
+    ]
     with serving(make_app(settings)) as address:
-        command = [browser, *options, "--dump-dom", address + link]
+        command = [browser, *options, f"--user-data-dir={tmp_path}", "--dump-dom", address + link]
         shown = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
     assert re.search(r"<b class=.[ab].>[AB]</b> is better, with probability \d+\.\d%", shown)
     assert shown.count("<rect") == 4  # two dimensions of two responses

@@ -30,7 +30,7 @@ def test_vectors_are_those_of_the_library_in_both_forms(client, encoder):
 
 
 def test_one_text_own_dimensions_and_cut_texts(client, encoder):
-    said = client.post("/v1/embeddings", json={"input": "two " * 60, "dimensions": encoder.dimension, "user": "u"}).json()
+    said = client.post("/v1/embeddings", json={"input": "two " * 60, "dimensions": encoder.dimension}).json()
     assert len(said["data"]) == 1
     assert said["truncated"] == 1
     refused = client.post("/v1/embeddings", json={"input": "two", "dimensions": 3})
@@ -47,7 +47,10 @@ def test_tokens_and_empty_inputs_are_refused(client, given):
 def test_search_finds_what_the_index_finds(client, encoder):
     said = client.post("/v1/search", json={"query": ["which is red", "blue"], "k": 2}).json()
     assert [found["index"] for found in said["data"]] == [0, 1]
-    vectors, queries = encoder.encode(["red is one", "green is two", "blue is three"]), encoder.encode(["which is red"], "query")
+    vectors, queries = (
+        encoder.encode(["red is one", "green is two", "blue is three"]),
+        encoder.encode(["which is red"], "query"),
+    )
     best = int((vectors @ queries[0]).argmax())
     top = said["data"][0]["hits"][0]
     assert top["id"] == ["red", "green", "blue"][best]
@@ -89,7 +92,7 @@ def test_writes_survive_in_a_new_server(make_app, settings, tmp_path):
             for client in (one, two):
                 hits = client.post("/v1/search", json={"query": "four red", "mode": "bm25"}).json()["data"][0]["hits"]
                 assert [hit["id"] for hit in hits] == ["x"]
-            two.post("/v1/documents", json={"documents": [{"id": "z", "text": "four"}]})  # a replica sees another's write
+            two.post("/v1/documents", json={"documents": [{"id": "z", "text": "four"}]})
             hits = one.post("/v1/search", json={"query": "four", "mode": "bm25"}).json()["data"][0]["hits"]
             assert {hit["id"] for hit in hits} == {"x", "z"}
 
@@ -98,9 +101,16 @@ def test_rerank_by_vectors_and_by_reward(client, encoder, served_models):
     said = client.post("/v1/rerank", json={"query": "red", "documents": TEXTS, "top_n": 2}).json()
     expected = encoder.encode(TEXTS) @ encoder.encode(["red"], "query")[0]
     assert [item["index"] for item in said["results"]] == np.argsort(-expected).tolist()[:2]
-    np.testing.assert_allclose([item["relevance_score"] for item in said["results"]], np.sort(expected)[::-1][:2], atol=1e-6)
+    np.testing.assert_allclose(
+        [item["relevance_score"] for item in said["results"]], np.sort(expected)[::-1][:2], atol=1e-6
+    )
     assert said["results"][0]["document"] is None
-    body = {"model": "second", "query": "red", "documents": [{"text": text} for text in TEXTS], "return_documents": True}
+    body = {
+        "model": "second",
+        "query": "red",
+        "documents": [{"text": text} for text in TEXTS],
+        "return_documents": True,
+    }
     said = client.post("/v1/rerank", json=body).json()
     model = RewardModel.load(served_models / "second")
     expected = [model.probability(score.score) for score in model.score("red", TEXTS)]

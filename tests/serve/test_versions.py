@@ -118,5 +118,5 @@ def test_a_reward_model_that_is_cut_short_keeps_the_old_one(served_models, tmp_p
 
 
 def test_a_directory_that_is_not_there_is_named_before_anything_starts(tmp_path):
-    with pytest.raises(UserError, match="reward.a.path"):
+    with pytest.raises(UserError, match=r"reward\.a\.path"):
         reward.sources({"a": RewardSource(path=str(tmp_path / "none"))}, 1, 0)
