@@ -45,14 +45,8 @@ def served_models(tmp_path_factory):
     from raylm.srm.structure import Structure
 
     folder = tmp_path_factory.mktemp("served")
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *["red", "green", "blue", "one", "two", "three", "four", "a", "the", "is", "which"],
-    ]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "blue", "one", "two", "three", "four"]
+    words += ["a", "the", "is", "which"]
     (folder / "vocab.txt").write_text("\n".join(words))
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
