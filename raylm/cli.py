@@ -104,6 +104,24 @@ VERBS = {
             "raylm.retrieval.index_config:EvaluateRetrievalConfig",
             "raylm.retrieval.evaluate:run",
         ),
+        Verb(
+            "train-reward",
+            "Train a reward model of branches that says why.",
+            "raylm.srm.config:RewardConfig",
+            "raylm.srm.stage:run",
+        ),
+        Verb(
+            "score",
+            "Score responses with a reward model, with dimensions and attributions.",
+            "raylm.srm.config:ScoreConfig",
+            "raylm.srm.score:run",
+        ),
+        Verb(
+            "diagnose-reward",
+            "Find where a reward model errs, and which dimension is at fault.",
+            "raylm.srm.config:DiagnoseConfig",
+            "raylm.srm.diagnose:run",
+        ),
     )
 }
 

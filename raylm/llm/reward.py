@@ -1,4 +1,4 @@
-"""Reward models for the search: a local sequence classifier, or one that is served over HTTP."""
+"""Reward models for the search: local ones, structural or a sequence classifier, or one served over HTTP."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ def is_address(model: str) -> bool:
     return model.startswith(("http://", "https://"))
 
 
-async def build(model: str, *, cpus: float = 1.0, gpus: float = 0.0) -> LocalReward | ServedReward:
+async def build(model: str, *, cpus: float = 1.0, gpus: float = 0.0) -> LocalReward | StructuralReward | ServedReward:
     """The reward model at a directory or an address.
 
     Raises:
-        UserError: it cannot be loaded, or is no classifier with one output.
+        UserError: it cannot be loaded, or is neither a structural reward model nor a classifier with one output.
     """
     if is_address(model):
         return ServedReward(model)
+    if is_structural(model):
+        return await asyncio.to_thread(StructuralReward, model, cpus, gpus)
     return await asyncio.to_thread(LocalReward, model, cpus, gpus)
 
 
@@ -92,6 +94,41 @@ class LocalReward:
         with torch.inference_mode():
             logit = self.model(input_ids=torch.tensor([list(ids)], device=self.device)).logits[0, 0]
         return float(torch.sigmoid(logit.float()))
+
+
+def is_structural(model: str) -> bool:
+    """Whether a directory holds a structural reward model; no heavy import."""
+    return (Path(model) / "srm.json").is_file()
+
+
+class StructuralReward:
+    """A structural reward model; the score is the probability that the response is better than an average one."""
+
+    def __init__(self, path: str, cpus: float = 1.0, gpus: float = 0.0) -> None:
+        """Load it; see `build`."""
+        import torch
+
+        from raylm.srm.model import RewardModel
+
+        torch.set_num_threads(max(1, int(cpus)))
+        device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
+        self.model = RewardModel.load(path, device=device)
+        self._lock = asyncio.Lock()
+
+    async def score(self, question: str, response: str) -> float:
+        """In [0, 1]; a blank response is worth 0.
+
+        Raises:
+            ValueError: question and response are longer than the model's context; nothing is cut off.
+        """
+        if not response.strip():
+            return 0.0
+        # One by one, so that a score does not depend on what else is scored with it.
+        async with self._lock:
+            said = (await asyncio.to_thread(self.model.score, question, [response], explain=False))[0]
+        if said.truncated:
+            raise ValueError(f"a response does not fit into the context of the reward model {self.model.name}")
+        return self.model.probability(said.score)
 
 
 class ServedReward:

@@ -174,7 +174,7 @@ class Backbone(nn.Module):
         return torch.cat([prompt, response, prompt * response, (prompt - response).abs()], 1)
 
     def contexts(self, pairs: Sequence[Pair]) -> torch.Tensor:
-        """What the gate knows of prompts, [batch, hidden]: means of input embeddings, so responses have no part in it."""
+        """What the gate knows of prompts, [batch, hidden]: means of input embeddings, without the responses."""
         table = self.model.get_input_embeddings().weight
         found = [table[torch.tensor(pair.context, device=table.device)].float().mean(0) for pair in pairs]
         return torch.stack(found)

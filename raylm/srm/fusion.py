@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -122,10 +123,14 @@ class TextFusion(Fusion):
 
     def notes(self, inputs: Inputs, values: torch.Tensor) -> list[str]:
         """What the head reads of the branches, one text a row."""
-        return [
-            "\n".join(f"{spec.name}: {self._said(spec, inputs, row, float(values[row, n]))}" for n, spec in enumerate(self.specs))
-            for row in range(len(values))
-        ]  # fmt: skip
+        said = [
+            [
+                f"{spec.name}: {self._said(spec, inputs, row, value)}"
+                for spec, value in zip(self.specs, own, strict=True)
+            ]
+            for row, own in enumerate(values.tolist())
+        ]
+        return ["\n".join(lines) for lines in said]
 
     def read(self, inputs: Inputs, values: torch.Tensor) -> torch.Tensor:
         """Features of the second pass, [batch, width]."""
@@ -146,7 +151,7 @@ class TextFusion(Fusion):
         return Fused(score, attribution)
 
     def _said(self, spec: BranchConfig, inputs: Inputs, row: int, value: float) -> str:
-        if value != value:
+        if math.isnan(value):
             return ABSENT
         if spec.kind == "text" and spec.name in inputs.side_texts:
             return " ".join(inputs.side_texts[spec.name][row].split()[: self.limit])

@@ -141,11 +141,11 @@ class RewardModel:
     def _score(self, said: Any, row: int, pair: backbone.Pair) -> Score:
         values, shares = said.values[row].tolist(), said.attribution[row].tolist()
         failed = said.failures[row]
-        absent = [name for name, value in zip(self.dimensions, values, strict=True) if value != value]
+        absent = [name for name, value in zip(self.dimensions, values, strict=True) if math.isnan(value)]
         flags = [name for name, on in (("prompt", pair.cut_prompt), ("response", pair.cut_response)) if on]
         flags = [f"{name}_truncated" for name in flags]
         flags += [f"{'failed' if name in failed else 'absent'}:{name}" for name in absent]
-        dimensions = {n: v for n, v in zip(self.dimensions, values, strict=True) if v == v}
+        dimensions = {n: v for n, v in zip(self.dimensions, values, strict=True) if not math.isnan(v)}
         attribution = dict(zip(self.dimensions, shares, strict=True))
         additive = self.structure.fusion_config.kind == "additive"
         score = self.bias + sum(shares) if additive else float(said.score[row])

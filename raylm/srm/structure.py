@@ -70,6 +70,15 @@ class Structure(nn.Module):
         """Score at the references; 0 for a fusion that has none."""
         return float(self.fusion.offset.detach()) if isinstance(self.fusion, AdditiveFusion) else 0.0
 
+    def replaced(self, specs: dict[str, BranchConfig]) -> Structure:
+        """The same structure in which some trained branches are fresh ones; all other weights are its own."""
+        for name, spec in specs.items():
+            device = self.backbone.device
+            self.trained[name] = TrainedBranch(spec, self.backbone.width).to(device)
+        self.specs = tuple(specs.get(spec.name, spec) for spec in self.specs)
+        self.fusion.specs = self.specs
+        return self
+
     def own_state(self) -> dict[str, torch.Tensor]:
         """All weights but the backbone's."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}

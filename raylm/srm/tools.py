@@ -16,13 +16,16 @@ Tool = Callable[[str, str], float | None]
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][\w'’-]+|\b\d[\d.,]*\b", re.MULTILINE)
 _COMMON = frozenset(
-    ["a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "did", "do", "does", "for", "from", "had", "has", "have", "he", "her", "his", "i", "if", "in", "is", "it", "its", "me", "my", "no", "not", "of", "on", "or", "our", "she", "so", "that", "the", "their", "them", "then", "there", "these", "they", "this", "to", "was", "we", "were", "what", "when", "where", "which", "who", "why", "will", "with", "would", "you", "your"]
-)  # fmt: skip
+    """a an and are as at be been but by can did do does for from had has have he her his i if in is it its me my no not
+    of on or our she so that the their them then there these they this to was we were what when where which who why will
+    with would you your""".split()  # noqa: SIM905 - a list of 60 strings is no clearer
+)
+"""Words that say nothing of a text's subject."""
 
 
 def relevance(prompt: str, response: str) -> float | None:
     """Cosine of the two texts' counts of content words, damped by logarithms, in [0, 1]."""
-    first, second = (_damped(_content(text)) for text in (prompt, response))
+    first, second = (_damped(content_words(text)) for text in (prompt, response))
     if not first or not second:
         return None
     dot = sum(weight * second[word] for word, weight in first.items() if word in second)
@@ -37,8 +40,8 @@ def coverage(prompt: str, response: str) -> float | None:
 
 def support(prompt: str, response: str) -> float | None:
     """Share of the response's content words, names and numbers that the prompt holds: what it adds is unsupported."""
-    said = set(_content(response))
-    return len(said & set(_content(prompt))) / len(said) if said else None
+    said = set(content_words(response))
+    return len(said & set(content_words(prompt))) / len(said) if said else None
 
 
 def style(prompt: str, response: str) -> float | None:
@@ -80,7 +83,8 @@ TOOLS: dict[str, Tool] = {
 """Those built in, by name; `retrieval` needs an index besides."""
 
 
-def _content(text: str) -> list[str]:
+def content_words(text: str) -> list[str]:
+    """Words of a text that say something of its subject, in small letters."""
     words = (word.casefold() for word in _WORD.findall(text))
     return [word for word in words if word not in _COMMON]
 
