@@ -1,5 +1,6 @@
 """Clients as users have them: the openai package, a browser, a fuzzer that reads the OpenAPI document."""
 
+import asyncio
 import contextlib
 import re
 import shutil
@@ -22,6 +23,8 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
+from raylm.errors import EngineDied
+from raylm.llm import reward
 from raylm.retrieval.encoder import Encoder
 
 PAGE = Path(__file__).parent.parent.parent / "raylm/serve/page"
@@ -65,6 +68,22 @@ def test_the_openai_client_gets_vectors(address, served_models):
         client.embeddings.create(model="docs", input=[1, 2])
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_the_search_asks_a_served_model_as_it_asks_a_local_one(address, served_models, monkeypatch):
+    monkeypatch.setenv("RAYLM_REWARD_TOKEN", TOKEN)
+    local = asyncio.run(reward.build(str(served_models / "first")))
+    served = asyncio.run(reward.build(f"{address}/v1/score"))
+    assert isinstance(served, reward.ServedReward)
+    for response in ("red is one", "green", " "):
+        expected = asyncio.run(local.score("which is red", response))
+        assert asyncio.run(served.score("which is red", response)) == pytest.approx(expected, abs=1e-6)
+    for model in (local, served):
+        with pytest.raises(ValueError, match="does not fit"):
+            asyncio.run(model.score("which is red", "two " * 60))
+    monkeypatch.setenv("RAYLM_REWARD_TOKEN", "wrong")
+    with pytest.raises(EngineDied, match="401: the token is not known"):
+        asyncio.run(served.score("which is red", "one"))
 
 
 def test_the_page_names_what_it_needs_and_loads_nothing_else(address):
