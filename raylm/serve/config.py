@@ -50,6 +50,8 @@ class RewardSource(Config):
 
     path: str
     """Directory that train-reward wrote; replace it, or what a link points to, and the new one is served."""
+    revision: str | None = None
+    """Digest that its files must have (`revision` of /v1/models), for a directory without its stage's manifest."""
 
 
 class RetrieverSource(Config):

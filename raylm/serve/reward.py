@@ -89,11 +89,11 @@ def sources(given: Mapping[str, RewardSource], threads: int, gpus: float) -> dic
         path = Path(item.path).expanduser().absolute()
         if not path.is_dir():
             raise UserError(f"reward.{name}.path={item.path}: no such directory")
-        found[name] = Source(lambda path=path: _load(path, threads, gpus), (path,))  # type: ignore[misc]
+        found[name] = Source(lambda path=path, item=item: _load(path, item, threads, gpus), (path,))  # type: ignore[misc]
     return found
 
 
-def _load(path: Path, threads: int, gpus: float) -> RewardModel:
+def _load(path: Path, item: RewardSource, threads: int, gpus: float) -> RewardModel:
     import torch
 
     from raylm.srm.model import RewardModel
@@ -102,5 +102,9 @@ def _load(path: Path, threads: int, gpus: float) -> RewardModel:
     real = path.resolve()  # a link may be pointed elsewhere while its files are read
     verify(real)
     model = RewardModel.load(real, device="cuda" if gpus else "cpu")
+    if item.revision not in (None, model.revision):
+        raise UserError(
+            f"{path}: its revision is {model.revision}, and {item.revision} is asked for; copy the model again"
+        )
     model.score("Is the model whole?", ["It answers."])  # what cannot score must not replace what can
     return model

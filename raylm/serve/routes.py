@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from raylm import __version__
 from raylm.serve import api
-from raylm.serve.auth import ANYONE, Keys
+from raylm.serve.auth import Keys
 from raylm.serve.config import Key, ServeConfig
 from raylm.serve.errors import ApiError, unknown_model
 from raylm.serve.guard import Guard
@@ -156,8 +156,10 @@ def reply(answer: BaseModel) -> Response:
 
 
 def key_of(request: Request) -> Key:
-    """Who asks."""
-    return request.state.key or ANYONE
+    """Who asks; only open paths have none, and they do not ask for it."""
+    key: Key = request.state.key
+    assert key is not None
+    return key
 
 
 def _add_common(app: FastAPI, served: Served) -> None:

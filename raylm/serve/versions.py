@@ -81,7 +81,8 @@ class Versions(Generic[T]):
                 self._load(name, now)
             except UserError as error:
                 with self._lock:
-                    self._models[name] = (now, self._models[name][1])  # looked at again when files change again
+                    if name in self._models:
+                        self._models[name] = (now, self._models[name][1])  # looked at again when files change again
                 event("load_failed", level=logging.WARNING, model=name, error=str(error))
 
     def _load(self, name: str, now: str) -> None:

@@ -10,6 +10,7 @@ from raylm.errors import UserError
 from raylm.serve import reward
 from raylm.serve.config import RewardSource
 from raylm.serve.versions import Source, Versions, verify
+from raylm.srm.model import RewardModel
 
 
 def source(file):
@@ -115,6 +116,18 @@ def test_a_reward_model_that_is_cut_short_keeps_the_old_one(served_models, tmp_p
     models.refresh()
     assert models.get("a") is before
     assert "a" in models.errors
+
+
+def test_a_revision_that_was_asked_for_is_held_to(served_models):
+    path = str(served_models / "first")
+    right = RewardModel.load(path).revision
+    for revision, fine in ((right, True), ("0" * 12, False)):
+        (source,) = reward.sources({"a": RewardSource(path=path, revision=revision)}, 1, 0).values()
+        if fine:
+            assert source.load().revision == right
+        else:
+            with pytest.raises(UserError, match=f"its revision is {right}"):
+                source.load()
 
 
 def test_a_directory_that_is_not_there_is_named_before_anything_starts(tmp_path):
