@@ -30,17 +30,21 @@ class Verb:
     summary: str
     config_path: str
     run_path: str
-    leading: str = ""
-    """Key of the config that the name of another verb stands for, when it is the first argument."""
+    word: str = ""
+    """Key that the first argument gives when it is a plain word: `raylm serve reward`, `raylm sweep finetune`."""
 
     def config_class(self) -> type[config.Config]:
         return _load(self.config_path)
 
     def arguments(self, args: Sequence[str]) -> list[str]:
         """Arguments for `config.load`."""
-        if self.leading and args and args[0] in VERBS:
-            return [*args[1:], f"{self.leading}={args[0]}"]
+        if self.word and args and not any(mark in args[0] for mark in "=./"):
+            return [*args[1:], f"{self.word}={args[0]}"]
         return list(args)
+
+    def load(self, args: Sequence[str]) -> config.Config:
+        """The config of some arguments."""
+        return config.load(self.config_class(), self.arguments(args))
 
     def run(self, resolved: config.Config) -> Any:
         return _load(self.run_path)(resolved)
@@ -92,6 +96,13 @@ VERBS = {
             "raylm.classify.stage:run",
         ),
         Verb(
+            "serve",
+            "Serve reward models and retrievers over HTTP.",
+            "raylm.serve.config:ServeConfig",
+            "raylm.serve.run:run",
+            word="app",
+        ),
+        Verb(
             "index",
             "Encode a collection of documents and build its index.",
             "raylm.retrieval.index_config:IndexConfig",
@@ -114,7 +125,7 @@ VERBS = {
             "Search the settings of a stage that trains: raylm sweep VERB config.yaml.",
             "raylm.sweep.config:SweepConfig",
             "raylm.sweep.run:run",
-            leading="stage",
+            word="stage",
         ),
         Verb(
             "train-reward",
@@ -160,7 +171,7 @@ def run_verb(name: str, args: Sequence[str]) -> int:
     if "--help" in args or "-h" in args:
         print_help(verb)
         return 0
-    return _guarded(lambda: verb.run(config.load(verb.config_class(), verb.arguments(args))))
+    return _guarded(lambda: verb.run(verb.load(args)))
 
 
 def print_help(verb: Verb) -> None:
@@ -186,7 +197,7 @@ def config_show(
     """Print the resolved config of VERB as YAML, and its hash."""
     if verb not in VERBS:
         raise UserError(f"config show: no verb {verb!r}; verbs are {', '.join(VERBS)}")
-    resolved = config.load(VERBS[verb].config_class(), VERBS[verb].arguments(args or ()))
+    resolved = VERBS[verb].load(args or ())
     typer.echo(f"# hash {config.config_hash(resolved)}")
     typer.echo(config.to_yaml(resolved), nl=False)
 
@@ -204,6 +215,12 @@ def softlabels_show(
     """Print keywords and soft labels that a train-classifier config gives its texts."""
     verb = VERBS["train-classifier"]
     _load("raylm.classify.show:show")(config.load(verb.config_class(), args or ()))
+
+
+@app.command("serve-token")
+def serve_token(name: Annotated[str, typer.Argument(help="Who is to use it.")]) -> None:
+    """Print a new bearer token for `raylm serve`, and the config entry of its key."""
+    _load("raylm.serve.run:token")(name)
 
 
 @app.command("search")
