@@ -21,9 +21,9 @@ _LOOKED_AT = 1_000
 class BM25:
     """An index of texts by their words; a text's number is its place in what was indexed."""
 
-    def __init__(self, index: Any, count: int, segment: Segmenter, stem: str) -> None:
-        """Wrap a bm25s index; use `of` or `load`."""
-        self._index, self.count, self.segment, self.stem = index, count, segment, stem
+    def __init__(self, index: Any, count: int, segment: Segmenter, stem: str, average: float) -> None:
+        """Wrap a bm25s index of `count` texts with so many words on average; use `of` or `load`."""
+        self._index, self.count, self.segment, self.stem, self.average = index, count, segment, stem, average
         self._split = splitter(segment, stem)
 
     @classmethod
@@ -57,7 +57,7 @@ class BM25:
             raise UserError("BM25: none of the texts holds a word")
         index = bm25s.BM25(k1=k1, b=b)
         index.index((rows, numbers), show_progress=False)
-        return cls(index, len(rows), kind, stem)
+        return cls(index, len(rows), kind, stem, sum(map(len, rows)) / len(rows))
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k texts with the highest scores for each query, those without a common word never.
@@ -80,18 +80,33 @@ class BM25:
             places[number, : len(order)], scores[number, : len(order)] = row[order], value[order]
         return places, scores
 
-    def scores(self, query: str, places: np.ndarray) -> np.ndarray:
-        """Scores of some texts for a query, [places] float32."""
+    def scores(self, query: str, places: np.ndarray | None = None) -> np.ndarray:
+        """Scores of some texts for a query, [places] float32; of all texts without places."""
         words = self._known(query)
         if not words:
-            return np.zeros(len(places), np.float32)
-        found: np.ndarray = self._index.get_scores(words)[places]
-        return found.astype(np.float32)
+            return np.zeros(self.count if places is None else len(places), np.float32)
+        found: np.ndarray = self._index.get_scores(words)
+        return (found if places is None else found[places]).astype(np.float32)
+
+    def frequency(self, word: str) -> int:
+        """Texts that hold a word, as `words` gives them."""
+        number = self._index.vocab_dict.get(word)
+        starts = self._index.scores["indptr"]
+        return 0 if number is None else int(starts[number + 1] - starts[number])
+
+    def words(self, text: str) -> list[str]:
+        """The words of a text, as they are counted."""
+        return self._split(text)
+
+    @property
+    def constants(self) -> tuple[float, float]:
+        """k1 and b."""
+        return float(self._index.k1), float(self._index.b)
 
     def save(self, folder: str | Path) -> None:
         """Write a directory that `load` reads."""
         self._index.save(str(folder), show_progress=False)
-        said = {"count": self.count, "segment": self.segment, "stem": self.stem, "format": 1}
+        said = {"count": self.count, "segment": self.segment, "stem": self.stem, "average": self.average, "format": 1}
         (Path(folder) / SETTINGS).write_text(json.dumps(said))
 
     @classmethod
@@ -107,7 +122,7 @@ class BM25:
             raise UserError(f"{folder}: not a saved BM25 index ({SETTINGS} is missing)")
         said = json.loads((Path(folder) / SETTINGS).read_text())
         index = bm25s.BM25.load(str(folder), mmap=True, show_progress=False)
-        return cls(index, said["count"], said["segment"], said["stem"])
+        return cls(index, said["count"], said["segment"], said["stem"], said["average"])
 
     def _known(self, query: str) -> list[str]:
         vocabulary = self._index.vocab_dict
