@@ -1,4 +1,4 @@
-"""The retrieval study's arithmetic: choices on dev, means over seeds, differences by query, rows that are gone on from."""
+"""The retrieval study's arithmetic: means over seeds, differences paired by query, rows that are gone on from."""
 
 import json
 
