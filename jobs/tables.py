@@ -54,6 +54,13 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("bench/softlabels", "seconds", "seconds for 100,000 texts and 100 labels, leave-one-out", "{:.1f}"),
     (
         "bench/retrieval",
+        "search_vs_faiss",
+        "searches/s through the index over bare faiss: the least of six cases",
+        "{:.2f}",
+    ),
+    ("bench/retrieval", "encode_vs_sentence_transformers", "texts/s encoded over sentence-transformers", "{:.2f}"),
+    (
+        "bench/retrieval",
         "train_vs_sentence_transformers",
         "retriever training pairs/s over sentence-transformers' trainer",
         "{:.2f}",
@@ -120,6 +127,18 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("studies/word_problems", "accuracy_prompted_in_domain", "before, with the search's worked examples", "{:.1%}"),
     ("studies/word_problems", "accuracy_after_in_domain", "after one loop", "{:.1%}"),
     ("studies/word_problems", "gain_out_of_domain", "gain on SVAMP and GSM8K", "{:+.1%}"),
+    (
+        "studies/softlabels",
+        "macro_f1_hard_imbalanced",
+        "frozen all-MiniLM, long tail of 100 to 1, macro-F1: hard",
+        "{:.3f}",
+    ),
+    ("studies/softlabels", "macro_f1_uniform_imbalanced", "the same with uniform smoothing", "{:.3f}"),
+    ("studies/softlabels", "macro_f1_permuted_imbalanced", "the same with permuted keyword labels", "{:.3f}"),
+    ("studies/softlabels", "macro_f1_kwls_imbalanced", "the same with keyword labels, leave-one-out", "{:.3f}"),
+    ("studies/softlabels", "kwls_minus_uniform_imbalanced", "keyword labels minus uniform smoothing there", "{:+.3f}"),
+    ("studies/softlabels", "kwls_centred_minus_uniform_imbalanced", "centred keyword labels minus uniform", "{:+.3f}"),
+    ("studies/softlabels", "kwls_minus_uniform", "keyword labels minus uniform on all texts", "{:+.3f}"),
 )
 """Results file, figure, words, format."""
 
