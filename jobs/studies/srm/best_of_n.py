@@ -73,8 +73,8 @@ def _seed(
     tested = out / f"best-of-n-test-{seed}.jsonl"
     tested.write_text("".join(json.dumps(pair) + "\n" for pair in _pairs(parts[1], samples)))
     config = build(RewardConfig, {
-        "pairs": str(path), "test_pairs": str(tested), "branches": BRANCHES, "seed": seed, "max_length": 128, "folds": 3,
-        "epochs": 8, "fusion_epochs": 8,
+        "pairs": str(path), "test_pairs": str(tested), "branches": BRANCHES, "seed": seed, "max_length": 128,
+        "folds": 3, "epochs": 8, "fusion_epochs": 8,
     })  # fmt: skip
     run = Run(config, str(models.resolve_encoder("all-minilm-l6-v2").path), known=store)
     run.train(lambda row: None, lambda step, state: None)
