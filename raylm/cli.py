@@ -31,16 +31,20 @@ class Verb:
     config_path: str
     run_path: str
     word: str = ""
-    """Key that the first argument gives when it is a plain word: `raylm serve reward config.yaml`."""
-
-    def load(self, args: Sequence[str]) -> config.Config:
-        """The config of some arguments."""
-        if self.word and args and not any(mark in args[0] for mark in "=./"):
-            args = [f"{self.word}={args[0]}", *args[1:]]
-        return config.load(self.config_class(), args)
+    """Key that the first argument gives when it is a plain word: `raylm serve reward`, `raylm sweep finetune`."""
 
     def config_class(self) -> type[config.Config]:
         return _load(self.config_path)
+
+    def arguments(self, args: Sequence[str]) -> list[str]:
+        """Arguments for `config.load`."""
+        if self.word and args and not any(mark in args[0] for mark in "=./"):
+            return [*args[1:], f"{self.word}={args[0]}"]
+        return list(args)
+
+    def load(self, args: Sequence[str]) -> config.Config:
+        """The config of some arguments."""
+        return config.load(self.config_class(), self.arguments(args))
 
     def run(self, resolved: config.Config) -> Any:
         return _load(self.run_path)(resolved)
@@ -80,6 +84,12 @@ VERBS = {
             "raylm.evaluation.run:run",
         ),
         Verb(
+            "diagnose",
+            "Say which samples a tuned model has not learned, why, and plan the repair.",
+            "raylm.ilp.config:DiagnoseConfig",
+            "raylm.ilp.stage:run",
+        ),
+        Verb(
             "train-classifier",
             "Train a text classifier with hard or soft labels.",
             "raylm.classify.config:ClassifierConfig",
@@ -103,6 +113,19 @@ VERBS = {
             "Measure how an index or BM25 ranks documents for judged queries.",
             "raylm.retrieval.index_config:EvaluateRetrievalConfig",
             "raylm.retrieval.evaluate:run",
+        ),
+        Verb(
+            "train-retriever",
+            "Train a dense retriever on queries, documents and judgments.",
+            "raylm.retrieval.config:RetrieverConfig",
+            "raylm.retrieval.stage:run",
+        ),
+        Verb(
+            "sweep",
+            "Search the settings of a stage that trains: raylm sweep VERB config.yaml.",
+            "raylm.sweep.config:SweepConfig",
+            "raylm.sweep.run:run",
+            word="stage",
         ),
         Verb(
             "train-reward",
@@ -216,6 +239,28 @@ def search(
 def report(path: str) -> None:
     """Write the HTML report of a finished artefact again."""
     typer.echo(_load("raylm.report:for_artefact")(path))
+
+
+@app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": False})
+def submit(
+    ctx: typer.Context,
+    verb: Annotated[str, typer.Argument(help="Verb that the job runs; its arguments follow.")],
+    *,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS")] = (
+        "http://127.0.0.1:8265"
+    ),
+    token_file: Annotated[str, typer.Option(help="File with the cluster's token; by default as Ray's clients.")] = "",
+    working_dir: Annotated[str, typer.Option(help="Directory that travels to the cluster.")] = ".",
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the job; may be repeated.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job and return its exit code.")] = True,
+) -> None:
+    """Run VERB as a job on a Ray cluster: raylm submit VERB [config.yaml ...] [key=value ...] --address URL."""
+    from raylm import submit as jobs
+
+    request = jobs.Request(
+        verb, tuple(ctx.args), address, token_file, working_dir, env=jobs.parse_env(env or []), wait=wait
+    )
+    raise typer.Exit(jobs.submit(request))
 
 
 @app.command("version")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from raylm import telemetry
 from raylm.crps.candidates import Candidates, Counts
 from raylm.crps.config import SynthesizeConfig
 from raylm.crps.filters import Contamination, Copies, fault
@@ -83,6 +84,7 @@ class SynthesizeWorker:
         chains: list[Chain] = []
         for trees in questions:
             chains += await self._question([(tree, next(by_tree)) for tree in trees], counts)
+        telemetry.count("raylm_verified_chains", counts["verified"])
         facts = {"model": asdict(engine.model), "engine": engine.name} if engine is not None else {}
         return to_table(Chain, chains), {"counts": dict(counts), "seconds_by_role": seconds, **facts}
 

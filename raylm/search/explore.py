@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from raylm import telemetry
 from raylm.errors import UserError
 from raylm.records import Problem, Tree, to_table
 from raylm.search.config import ExploreConfig
@@ -125,6 +126,8 @@ class ExploreWorker:
             snapshot=snapshot,
             on_round=save,
         )
+        telemetry.count("raylm_trees")
+        telemetry.count("raylm_nodes", len(tree.nodes))
         verdicts = [found.verdict for found in tree.trajectories]
         summary = {
             "model": asdict(engine.model),

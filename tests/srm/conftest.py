@@ -17,7 +17,9 @@ WORDS = ["red", "green", "blue", "one", "two", "three", "a", "the", "good", "bad
 def encoder(tmp_path_factory):
     """Directory of a random BERT of 16 dimensions."""
     folder = tmp_path_factory.mktemp("encoder")
-    letters = [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"] + list("abcdefghijklmnopqrstuvwxyz0123456789")
+    letters = [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"] + list(
+        "abcdefghijklmnopqrstuvwxyz0123456789"
+    )
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters]
     (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)))
     torch.manual_seed(0)

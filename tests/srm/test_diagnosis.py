@@ -21,7 +21,10 @@ WORLD = scored([[1, 0], [0, 0], [-2, 1], [0, 0], [0, -3], [1, 0]], [3, 3, 9, 3, 
 
 def test_bad_cases_are_grouped_by_the_branch_at_fault_worst_first():
     groups = diagnosis.bad_cases(WORLD, PAIRS)
-    assert [(group["dimension"], group["pairs"], group["share"]) for group in groups] == [("facts", 1, 0.5), ("style", 1, 0.5)]
+    assert [(group["dimension"], group["pairs"], group["share"]) for group in groups] == [
+        ("facts", 1, 0.5),
+        ("style", 1, 0.5),
+    ]
     assert groups[1]["examples"][0]["difference"] == -4.0
     assert groups[1]["examples"][0]["shares"] == {"facts": -1.0, "style": -3.0}
     assert diagnosis.bad_cases(WORLD, PAIRS[:1]) == []

@@ -83,7 +83,9 @@ def test_weights_depend_on_the_prompt_alone():
 
 def text_fusion():
     def reader(prompts, notes, responses):
-        return torch.tensor([[float(note.count(ABSENT)), float(len(response))] for note, response in zip(notes, responses, strict=True)])
+        return torch.tensor(
+            [[float(note.count(ABSENT)), float(len(response))] for note, response in zip(notes, responses, strict=True)]
+        )
 
     fusion = TextFusion(SPECS, FusionConfig(kind="text", branch_tokens=4), 2, reader)
     torch.nn.init.ones_(fusion.head.weight)

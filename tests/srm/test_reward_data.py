@@ -25,7 +25,9 @@ def test_files_of_all_forms_are_read_alike(tmp_path, files, configured):
     pairs, _ = rows()
     (tmp_path / "z.jsonl.gz").write_bytes(gzip.compress(open(files["pairs"], "rb").read()))
     pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "z.parquet")
-    found = [load(configured(pairs=str(path))) for path in (files["pairs"], tmp_path / "z.jsonl.gz", tmp_path / "z.parquet")]
+    found = [
+        load(configured(pairs=str(path))) for path in (files["pairs"], tmp_path / "z.jsonl.gz", tmp_path / "z.parquet")
+    ]
     assert found[0].texts == found[1].texts == found[2].texts
     assert np.array_equal(found[0].train.pairs, found[2].train.pairs)
 
@@ -37,7 +39,10 @@ def test_files_of_all_forms_are_read_alike(tmp_path, files, configured):
         ({"prompt": "p", "chosen": " ", "rejected": "b"}, "line 41: chosen is ' '"),
         ({"prompt": "p", "chosen": "a", "rejected": "a"}, "line 41: chosen and rejected are the same"),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "line 41: prompt is ''"),
-        ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "line 41: prompt is .*list of role and content"),
+        (
+            {"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"},
+            "line 41: prompt is .*list of role and content",
+        ),
         ({**PAIR, "margin": "big"}, "line 41: margin is 'big'"),
         ({**PAIR, "margin": float("nan")}, "line 41: margin is nan"),
     ],
@@ -102,7 +107,9 @@ def test_configs_that_contradict_themselves_are_refused(change, says):
 def test_prompts_of_dev_and_test_are_never_trained_on(tmp_path, configured):
     pairs, _ = rows()
     found = load(configured(test_pairs=write(tmp_path / "test.jsonl", pairs[:5])))
-    prompts = [{found.texts[place][0] for place in part.pairs.flatten()} for part in (found.train, found.dev, found.test)]
+    prompts = [
+        {found.texts[place][0] for place in part.pairs.flatten()} for part in (found.train, found.dev, found.test)
+    ]
     assert not prompts[0] & (prompts[1] | prompts[2])
     rated = {found.texts[place][0] for place in found.train.rated}
     assert not rated & (prompts[1] | prompts[2])
@@ -151,7 +158,14 @@ def test_pairs_are_made_of_a_rating_where_asked(configured):
 def test_a_chat_counts_by_its_last_turn(tmp_path, configured):
     pairs, _ = rows()
     turns = lambda text: [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]  # noqa: E731
-    chats = [{"prompt": [{"role": "user", "content": row["prompt"]}], "chosen": turns(row["chosen"]), "rejected": turns(row["rejected"])} for row in pairs]
+    chats = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "chosen": turns(row["chosen"]),
+            "rejected": turns(row["rejected"]),
+        }
+        for row in pairs
+    ]
     found = load(configured(pairs=write(tmp_path / "chat.jsonl", chats)))
     assert found.texts[0] == ([{"role": "user", "content": pairs[0]["prompt"]}], pairs[0]["chosen"])
     assert json.dumps(found.texts[0][0])

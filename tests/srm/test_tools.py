@@ -40,7 +40,9 @@ def test_values(tool, prompt, response, value):
 
 def test_another_manner_is_less_alike():
     calm = "Thank you for your message; we are glad to help."
-    assert TOOLS["style"](calm, "Many thanks for your letter; we were pleased to reply.") > TOOLS["style"](calm, "YO!!! LOL!!!")
+    assert TOOLS["style"](calm, "Many thanks for your letter; we were pleased to reply.") > TOOLS["style"](
+        calm, "YO!!! LOL!!!"
+    )
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
