@@ -30,8 +30,14 @@ class Verb:
     summary: str
     config_path: str
     run_path: str
-    leading: str = ""
-    """Key of the config that the name of another verb stands for, when it is the first argument."""
+    word: str = ""
+    """Key that the first argument gives when it is a plain word: `raylm serve reward config.yaml`."""
+
+    def load(self, args: Sequence[str]) -> config.Config:
+        """The config of some arguments."""
+        if self.word and args and not any(mark in args[0] for mark in "=./"):
+            args = [f"{self.word}={args[0]}", *args[1:]]
+        return config.load(self.config_class(), args)
 
     def config_class(self) -> type[config.Config]:
         return _load(self.config_path)
@@ -90,7 +96,44 @@ VERBS = {
             "Search the settings of a stage that trains: raylm sweep VERB config.yaml.",
             "raylm.sweep.config:SweepConfig",
             "raylm.sweep.run:run",
-            leading="stage",
+            word="stage",
+        ),
+        Verb(
+            "serve",
+            "Serve reward models and retrievers over HTTP.",
+            "raylm.serve.config:ServeConfig",
+            "raylm.serve.run:run",
+            word="app",
+        ),
+        Verb(
+            "index",
+            "Encode a collection of documents and build its index.",
+            "raylm.retrieval.index_config:IndexConfig",
+            "raylm.retrieval.index_stage:run",
+        ),
+        Verb(
+            "evaluate-retrieval",
+            "Measure how an index or BM25 ranks documents for judged queries.",
+            "raylm.retrieval.index_config:EvaluateRetrievalConfig",
+            "raylm.retrieval.evaluate:run",
+        ),
+        Verb(
+            "train-reward",
+            "Train a reward model of branches that says why.",
+            "raylm.srm.config:RewardConfig",
+            "raylm.srm.stage:run",
+        ),
+        Verb(
+            "score",
+            "Score responses with a reward model, with dimensions and attributions.",
+            "raylm.srm.config:ScoreConfig",
+            "raylm.srm.score:run",
+        ),
+        Verb(
+            "diagnose-reward",
+            "Find where a reward model errs, and which dimension is at fault.",
+            "raylm.srm.config:DiagnoseConfig",
+            "raylm.srm.diagnose:run",
         ),
     )
 }
@@ -118,7 +161,7 @@ def run_verb(name: str, args: Sequence[str]) -> int:
     if "--help" in args or "-h" in args:
         print_help(verb)
         return 0
-    return _guarded(lambda: verb.run(config.load(verb.config_class(), verb.arguments(args))))
+    return _guarded(lambda: verb.run(verb.load(args)))
 
 
 def print_help(verb: Verb) -> None:
@@ -144,7 +187,7 @@ def config_show(
     """Print the resolved config of VERB as YAML, and its hash."""
     if verb not in VERBS:
         raise UserError(f"config show: no verb {verb!r}; verbs are {', '.join(VERBS)}")
-    resolved = config.load(VERBS[verb].config_class(), VERBS[verb].arguments(args or ()))
+    resolved = VERBS[verb].load(args or ())
     typer.echo(f"# hash {config.config_hash(resolved)}")
     typer.echo(config.to_yaml(resolved), nl=False)
 
@@ -162,6 +205,24 @@ def softlabels_show(
     """Print keywords and soft labels that a train-classifier config gives its texts."""
     verb = VERBS["train-classifier"]
     _load("raylm.classify.show:show")(config.load(verb.config_class(), args or ()))
+
+
+@app.command("serve-token")
+def serve_token(name: Annotated[str, typer.Argument(help="Who is to use it.")]) -> None:
+    """Print a new bearer token for `raylm serve`, and the config entry of its key."""
+    _load("raylm.serve.run:token")(name)
+
+
+@app.command("search")
+def search(
+    path: str,
+    query: str,
+    args: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+) -> None:
+    """Print the documents that an index finds for a query (k=10, mode=hybrid, dense or bm25, model=, letters=)."""
+    from raylm.retrieval.index_config import SearchConfig
+
+    _load("raylm.retrieval.show:search")(path, query, config.load(SearchConfig, args or ()))
 
 
 @app.command("report")

@@ -104,8 +104,11 @@ def prepare(request: Request) -> tuple[str, str]:
     if request.verb not in VERBS:
         raise UserError(f"submit: no verb {request.verb!r}; verbs are {', '.join(VERBS)}")
     verb, root = VERBS[request.verb], Path(request.working_dir).resolve()
-    args = [arg if "=" in arg or arg in VERBS else _inside(arg, root) for arg in request.args]
-    resolved: Any = configs.load(verb.config_class(), verb.arguments(request.args))
+    resolved: Any = verb.load(request.args)
+    word = verb.word and request.args and not any(mark in request.args[0] for mark in "=./")
+    args = [
+        arg if "=" in arg or (word and place == 0) else _inside(arg, root) for place, arg in enumerate(request.args)
+    ]
     _check_out(resolved)
     entrypoint = shlex.join(["python", "-m", f"jobs.{request.verb.replace('-', '_')}", *args])
     return entrypoint, f"{request.verb} {configs.config_hash(resolved)} {resolved.out}"

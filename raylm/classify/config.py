@@ -91,4 +91,9 @@ class ClassifierConfig(Config):
     def _divides(self) -> ClassifierConfig:
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}")
+        if self.freeze and self.soft.mode == "two_head":
+            raise ValueError(
+                "freeze=true with soft.mode=two_head: heads on fixed vectors share nothing, so the second one would "
+                "change nothing; train the encoder, or take soft.mode=single_head or kl"
+            )
         return self

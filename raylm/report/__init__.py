@@ -11,7 +11,10 @@ from raylm.errors import UserError
 if TYPE_CHECKING:
     from raylm.storage import Store
 
-STAGES = ("explore", "synthesize", "finetune", "evaluate", "pipeline", "classify", "sweep")
+STAGES = (
+    "explore", "synthesize", "finetune", "evaluate", "pipeline", "classify", "index", "evaluate_retrieval", "reward",
+    "score", "diagnosis", "sweep",
+)  # fmt: skip
 
 
 def for_stage(name: str, store: Store, related: dict[str, Store] | None = None) -> str:

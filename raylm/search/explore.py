@@ -54,7 +54,8 @@ def run(config: ExploreConfig) -> Manifest:
     model = models.resolve(config.engine.model, config.engine.revision, config.engine.trust_remote_code)
     inputs = {"problems": _digest(problems), "model": model.ref.revision}
     if config.search.value.model and not reward.is_address(config.search.value.model):
-        inputs["reward_model"] = models.resolve(config.search.value.model).ref.revision
+        find = models.resolve_encoder if reward.is_structural(config.search.value.model) else models.resolve
+        inputs["reward_model"] = find(config.search.value.model).ref.revision
     stage = StageRun("explore", config, config.out, inputs)
     if stage.finished is None:
         check_prompts(config, problems, models.load_tokenizer(model.path, config.engine.trust_remote_code))

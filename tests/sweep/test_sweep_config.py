@@ -117,7 +117,7 @@ def test_the_verb_may_be_the_first_argument(tmp_path):
 
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"space": {"lr": {"choice": [1.0]}}, "objectives": ["loss"]}))
     given = [str(tmp_path / "sweep.yaml"), "seed=2"]
-    resolved = load(SweepConfig, VERBS["sweep"].arguments(["finetune", *given]))
+    resolved = VERBS["sweep"].load(["finetune", *given])
     assert (resolved.stage, resolved.seed) == ("finetune", 2)
     with pytest.raises(UserError, match="stage is required"):
-        load(SweepConfig, VERBS["sweep"].arguments(given))
+        VERBS["sweep"].load(given)
