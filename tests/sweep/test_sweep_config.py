@@ -63,6 +63,15 @@ def test_objectives_take_their_direction_from_the_stage_unless_told():
         ({"search": {"kind": "optuna"}, "scheduler": {"kind": "pbt"}}, "scheduler.kind=pbt chooses points itself"),
         ({"search": {"trials": 3}, "scheduler": {"kind": "pbt"}}, "a population of 3 is too small"),
         ({"scheduler": {"kind": "asha", "grace": 100}}, "scheduler.grace"),
+        (
+            {
+                "stage": "train-reward",
+                "base": {"pairs": "x"},
+                "scheduler": {"kind": "asha"},
+                "objectives": ["dev_loss"],
+            },
+            "train-reward reports its measures at the end alone.*use scheduler.kind=none",
+        ),
     ],
 )
 def test_bad_input_is_named(changes, words):
