@@ -184,8 +184,6 @@ class _Log:
 
     async def tail(self, client: JobSubmissionClient, job: str) -> None:
         """Print what is new until the job ends, or the connection does."""
-        from aiohttp import ClientError
-
         seen = 0
         try:
             async for chunk in client.tail_job_logs(job):
@@ -194,7 +192,9 @@ class _Log:
                 if new:
                     print(new, end="", flush=True)
                 self.shown = max(self.shown, seen)
-        except (RuntimeError, ClientError) as error:
+        except Exception as error:
+            if not isinstance(error, RuntimeError | OSError) and not type(error).__module__.startswith("aiohttp"):
+                raise  # Ray's client lets the errors of its own one through
             print(f"the log's connection broke ({_first_line(str(error))}); connecting again", file=sys.stderr)
 
 
