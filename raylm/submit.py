@@ -133,10 +133,11 @@ def authenticate(request: Request) -> None:
     if not file:
         if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_MODE"):
             return
-        own = Path.home() / ".ray" / "auth_token"
-        if not own.exists():
+        from raylm.units import own_token
+
+        own = own_token()
+        if own is None:
             return
-        own.chmod(0o600)  # Ray leaves it to the umask who can read it
         file = str(own)
     path = Path(file).expanduser()
     if not path.is_file():
