@@ -31,22 +31,20 @@ class Verb:
     config_path: str
     run_path: str
     word: str = ""
-    """Key that the first argument gives when it is a plain word: `raylm serve reward config.yaml`."""
-
-    def load(self, args: Sequence[str]) -> config.Config:
-        """The config of some arguments."""
-        if self.word and args and not any(mark in args[0] for mark in "=./"):
-            args = [f"{self.word}={args[0]}", *args[1:]]
-        return config.load(self.config_class(), args)
+    """Key that the first argument gives when it is a plain word: `raylm serve reward`, `raylm sweep finetune`."""
 
     def config_class(self) -> type[config.Config]:
         return _load(self.config_path)
 
     def arguments(self, args: Sequence[str]) -> list[str]:
         """Arguments for `config.load`."""
-        if self.leading and args and args[0] in VERBS:
-            return [*args[1:], f"{self.leading}={args[0]}"]
+        if self.word and args and not any(mark in args[0] for mark in "=./"):
+            return [*args[1:], f"{self.word}={args[0]}"]
         return list(args)
+
+    def load(self, args: Sequence[str]) -> config.Config:
+        """The config of some arguments."""
+        return config.load(self.config_class(), self.arguments(args))
 
     def run(self, resolved: config.Config) -> Any:
         return _load(self.run_path)(resolved)
@@ -86,17 +84,16 @@ VERBS = {
             "raylm.evaluation.run:run",
         ),
         Verb(
+            "diagnose",
+            "Say which samples a tuned model has not learned, why, and plan the repair.",
+            "raylm.ilp.config:DiagnoseConfig",
+            "raylm.ilp.stage:run",
+        ),
+        Verb(
             "train-classifier",
             "Train a text classifier with hard or soft labels.",
             "raylm.classify.config:ClassifierConfig",
             "raylm.classify.stage:run",
-        ),
-        Verb(
-            "sweep",
-            "Search the settings of a stage that trains: raylm sweep VERB config.yaml.",
-            "raylm.sweep.config:SweepConfig",
-            "raylm.sweep.run:run",
-            word="stage",
         ),
         Verb(
             "serve",
@@ -116,6 +113,19 @@ VERBS = {
             "Measure how an index or BM25 ranks documents for judged queries.",
             "raylm.retrieval.index_config:EvaluateRetrievalConfig",
             "raylm.retrieval.evaluate:run",
+        ),
+        Verb(
+            "train-retriever",
+            "Train a dense retriever on queries, documents and judgments.",
+            "raylm.retrieval.config:RetrieverConfig",
+            "raylm.retrieval.stage:run",
+        ),
+        Verb(
+            "sweep",
+            "Search the settings of a stage that trains: raylm sweep VERB config.yaml.",
+            "raylm.sweep.config:SweepConfig",
+            "raylm.sweep.run:run",
+            word="stage",
         ),
         Verb(
             "train-reward",

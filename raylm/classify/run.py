@@ -17,6 +17,7 @@ from raylm.classify.data import Data, Texts, load, teacher_place
 from raylm.classify.model import TextClassifier, Tokens, encode, probabilities, save
 from raylm.classify.model import load as load_model
 from raylm.errors import UserError
+from raylm.llm import quick
 from raylm.softlabels import targets
 from raylm.softlabels.losses import combined
 from raylm.train import checkpoint
@@ -50,6 +51,7 @@ class Run:
         Raises:
             UserError: as `load`; too many texts are longer than max_length; a teacher with other labels.
         """
+        quick.without_sklearn()
         from transformers import AutoModel, AutoTokenizer
 
         self.config, (self.rank, self.world) = config, ranks

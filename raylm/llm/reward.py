@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylm.errors import EngineDied, UserError
+from raylm.llm import quick
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,6 +46,8 @@ class LocalReward:
     def __init__(self, path: str, cpus: float = 1.0, gpus: float = 0.0) -> None:
         """Load it; see `build`."""
         import torch
+
+        quick.without_sklearn()
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         from raylm.llm import models

@@ -145,6 +145,49 @@ def histogram(
 
 
 @drawing
+def scatter(
+    groups: Mapping[str, Points],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    x_limits: tuple[float, float] | None = None,
+    y_limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Points by group over common axes; the first group is drawn pale and beneath the others.
+
+    Args:
+        groups: name to points.
+        title: heading of the plot.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+        x_limits: of the horizontal axis.
+        y_limits: of the vertical axis.
+    """
+    figure, axes = start(title, x, y, height=4.2)
+    colours = [GREY, *(BLUE, ORANGE, GREEN, PURPLE, AMBER, "#c44e6e")]
+    markers = "oo^sDvP"
+    for number, (name, (xs, ys)) in enumerate(groups.items()):
+        axes.scatter(
+            xs,
+            ys,
+            s=12 if number == 0 else 26,
+            color=colours[number % len(colours)],
+            marker=markers[number % len(markers)],
+            alpha=0.35 if number == 0 else 0.85,
+            linewidths=0,
+            label=f"{name} ({len(xs)})",
+        )
+    if x_limits is not None:
+        axes.set_xlim(*x_limits)
+    if y_limits is not None:
+        axes.set_ylim(*y_limits)
+    if any(len(xs) for xs, _ in groups.values()):
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+@drawing
 def barh(values: Mapping[str, float], *, title: str, x: str) -> Figure:
     """Horizontal bars in the order given, first on top."""
     figure, axes = start(title, x, "", height=max(2.6, 0.17 * len(values) + 0.9))

@@ -56,8 +56,12 @@ class Ann:
             k: at most as many as there are rows.
             dead: bits of the rows that must not be found, packed little-endian as `packed` does.
         """
-        found = self.index.search(vectors, k, params=None if dead is None else self._without(dead))
-        scores, rows = found
+        scores, rows = np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
+        chosen = None if dead is None else self._without(dead)
+        # What faiss' own `search` calls after checks that every caller of this has made.
+        self.index.search_c(
+            len(vectors), faiss.swig_ptr(vectors), k, faiss.swig_ptr(scores), faiss.swig_ptr(rows), chosen
+        )
         return rows, scores
 
     def vectors(self) -> np.ndarray:

@@ -115,6 +115,8 @@ class RetrieverConfig(Config):
     """Tokens that a chunk repeats of the one before."""
     freeze_layers: int = Field(0, ge=0)
     """Lowest layers that stay as they are, embeddings among them; their output is kept in memory and not made again."""
+    adapter: bool = False
+    """Train a linear map of the frozen encoder's pooled vectors instead of its layers: seconds on a CPU."""
     cache_gib: float = runtime(2.0, ge=0)
     """Memory of a worker for the output of frozen layers."""
     loss: Loss = "infonce_hard"

@@ -14,13 +14,14 @@ import pyarrow as pa
 from raylm.errors import UserError
 from raylm.evaluation.stats import bootstrap
 from raylm.progress import Progress
-from raylm.retrieval import fusion, measures
+from raylm.retrieval import fusion
 from raylm.retrieval.data import Collection, Judgments, whole
 from raylm.retrieval.fusion import Hit
 from raylm.retrieval.index import Index
 from raylm.retrieval.index_config import EvaluateRetrievalConfig
 from raylm.retrieval.index_files import describe
 from raylm.retrieval.lexical import Lexical
+from raylm.retrieval.rankings import check_names, per_query, read_run, write_run
 from raylm.retrieval.significance import compare
 from raylm.storage import Manifest, StageRun, Store
 
@@ -50,7 +51,7 @@ def run(config: EvaluateRetrievalConfig) -> Manifest:
     from raylm import report
 
     collection = Collection(config.data, titles=config.titles)
-    measures.parsed(config.metrics, config.relevant)
+    check_names(config.metrics)
     asked = ask(collection, config)
     baseline = _Baseline(config.baseline, asked, config.metrics) if config.baseline else None
     inputs = {"collection": collection.digest((config.split,)), **_identity(config)}
@@ -89,7 +90,7 @@ def ask(collection: Collection, config: EvaluateRetrievalConfig) -> Asked:
 def ranked(collection: Collection, config: EvaluateRetrievalConfig, queries: dict[str, str]) -> dict[str, list[Hit]]:
     """Query id to its documents, best first."""
     if config.run:
-        found = measures.read_run(_bytes(config.run, "run").decode("utf-8", "replace"), config.run)
+        found = read_run(_bytes(config.run, "run").decode("utf-8", "replace"), config.run)
         return {query: found[query][: config.depth] for query in queries if query in found}
     ask_for = _asker(collection, config)
     names, rankings = list(queries), dict[str, list[Hit]]()
@@ -154,11 +155,11 @@ def _finish(
     stage: StageRun, config: EvaluateRetrievalConfig, asked: Asked, rankings: dict[str, list[Hit]], *,
     baseline: _Baseline | None, seconds: float,
 ) -> None:  # fmt: skip
-    values = measures.per_query(asked.judgments, rankings, config.metrics, config.relevant)
+    values = per_query(asked.judgments, rankings, config.metrics, config.relevant)
     store = stage.store
     store.write_table(QUERIES, pa.Table.from_pylist([_row(query, asked, rankings, values) for query in asked.queries]))
     tag = f"raylm-{config.mode}" if not config.run else "raylm"
-    store.write_bytes(RUN, measures.write_run(rankings, tag).encode())
+    store.write_bytes(RUN, write_run(rankings, tag).encode())
     figures: dict[str, Any] = {
         "metrics": {
             name: {"mean": float(np.mean(list(each.values()))),

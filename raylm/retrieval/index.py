@@ -7,6 +7,7 @@ once tail and deleted documents are a share of the whole, everything is built ag
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections import Counter
@@ -34,6 +35,7 @@ FUSED = 100
 _DEFAULTS = IndexSettings()
 _TAIL_MIN, _TAIL_MAX = 256, 4096
 """Changes that are always and never left to wait."""
+_hit = tuple.__new__  # a named tuple without its own constructor, which takes most of the time of a short search
 _hashes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
@@ -201,11 +203,8 @@ class Index:
         if want <= 0 or not len(queries):
             return [[] for _ in queries]
         rows, scores = self._nearest(queries, want + 1)
-        names, first = self._names, scores[:, :want]
-        if rows.min() < 0 or (scores[:, 1:] == scores[:, :-1]).any():
-            return [self._ranked(queries[n : n + 1], rows[n], scores[n], want) for n in range(len(queries))]
-        found = names[rows[:, :want]].tolist()
-        return [list(map(Hit, ids, values)) for ids, values in zip(found, first.tolist(), strict=True)]
+        names = self._names[rows].tolist()
+        return [self._row(queries, number, (rows, scores), ids, want) for number, ids in enumerate(names)]
 
     def search_words(self, queries: Sequence[str], k: int = 10) -> list[list[Hit]]:
         """BM25's ranking of the documents that share a word with each query, ties by id."""
@@ -330,10 +329,26 @@ class Index:
                                      queries @ self.tail.vectors.T], axis=1)  # fmt: skip
             order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
             rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-        return rows, np.round(scores, DIGITS)
+        return rows, scores.round(DIGITS)
+
+    def _row(
+        self, queries: np.ndarray, number: int, found: tuple[np.ndarray, np.ndarray], ids: list[str], want: int
+    ) -> list[Hit]:
+        """One query's ranking; where scores are equal or rows missing, by id, and further down while ties go on."""
+        rows, scores = found[0][number], found[1][number].tolist()
+        last, hits = math.inf, []
+        for name, score in zip(ids, scores, strict=True):
+            if not score < last:
+                break
+            last = score
+            hits.append(_hit(Hit, (name, score)))
+        else:
+            if rows[-1] >= 0:
+                return hits[:want]
+        return self._ranked(queries[number : number + 1], rows, found[1][number], want)
 
     def _ranked(self, query: np.ndarray, rows: np.ndarray, scores: np.ndarray, want: int) -> list[Hit]:
-        """One query's ranking where scores are equal or rows missing; looks further while equal ones may be hidden."""
+        """One query's ranking by score and id; looks further while documents as near as the last one may be hidden."""
         take = len(rows)
         while take < len(self) and rows[-1] >= 0 and len(rows) > want and scores[want - 1] == scores[-1]:
             take = min(2 * take, len(self))
@@ -382,6 +397,8 @@ def _unit(vectors: np.ndarray, ids: Sequence[str], dimension: int | None) -> np.
         wanted = f"[vectors, {dimension}]" if dimension is not None else "[vectors, dimension]"
         raise UserError(f"vectors of shape {list(vectors.shape)}; this index takes {wanted}")
     found = np.ascontiguousarray(vectors, dtype=np.float32)
+    if len(found) == 1 and abs(float(found[0].dot(found[0])) - 1.0) < 1e-5:
+        return found
     squares = np.einsum("nd,nd->n", found, found)
     good = np.abs(squares - 1.0) < 1e-5
     if good.all():

@@ -1,111 +1,54 @@
-"""How good rankings are, query by query, with ir-measures; and TREC run files.
+"""Figures of rankings, by ir-measures, with what libraries differ on decided here.
 
-Libraries differ where scores are equal and where a ranking lacks a query. Here equal scores are ordered by document id
-before anything is measured, and a judged query without a ranking counts as 0 in every measure.
+A ranking is a list of document ids: ties are broken before it comes here. A query without a ranking counts 0.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from raylm.errors import UserError
-from raylm.retrieval.fusion import Hit
+from raylm.retrieval.data import Judgments
 
-Rankings = Mapping[str, Sequence[Hit]]
-"""Query id to documents, best first."""
+NAMES = ("nDCG@10", "RR@10", "R@10", "R@100")
+"""nDCG by grades; reciprocal rank and recall by relevance."""
 
 
-def parsed(names: Sequence[str], relevant: int = 1) -> dict[str, Any]:
-    """ir-measures' measures by their names; those with two grades take `relevant` as the lowest relevant one.
-
-    Raises:
-        UserError: a name that ir-measures does not know.
-    """
-    import ir_measures
-
-    found = {}
-    for name in names:
-        try:
-            measure = ir_measures.parse_measure(name)
-        except (NameError, ValueError, SyntaxError, KeyError) as error:
-            raise UserError(f"metrics: ir-measures does not know {name} ({error}); nDCG@10, RR@10, R@100, AP") from None
-        if "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params:
-            measure = measure(rel=relevant)
-        found[name] = measure
-    return found
-
-
-def per_query(
-    judgments: Mapping[str, Mapping[str, int]], rankings: Rankings, names: Sequence[str], relevant: int = 1
+def measure(
+    rankings: Mapping[str, Sequence[str]], judged: Judgments, relevant_from: int = 1, names: Sequence[str] = NAMES
 ) -> dict[str, dict[str, float]]:
-    """Measure to query to its value, for every judged query.
+    """Figures of every judged query that has a relevant document: query to measure to value.
 
     Args:
-        judgments: query to document to grade.
-        rankings: they are put in order of score and id first; other queries than the judged ones do not count.
-        names: of measures.
-        relevant: lowest relevant grade of measures with two grades.
+        rankings: query to the documents found, best first.
+        judged: query to document to grade.
+        relevant_from: the grade from which a document is relevant.
+        names: measures, as ir-measures writes them without a relevance level.
     """
     import ir_measures
 
-    wanted = parsed(names, relevant)
-    rows = [
-        ir_measures.Qrel(query, name, grade) for query, grades in judgments.items() for name, grade in grades.items()
+    asked = {query for query, grades in judged.items() if any(grade >= relevant_from for grade in grades.values())}
+    parsed = {}
+    for name in names:
+        base, _, depth = name.partition("@")
+        measure = ir_measures.parse_measure(base)
+        measure = measure @ int(depth) if depth else measure
+        parsed[measure if base == "nDCG" else measure(rel=relevant_from)] = name
+    qrels = [
+        ir_measures.Qrel(query, document, grade) for query in sorted(asked) for document, grade in judged[query].items()
     ]
     run = [
-        ir_measures.ScoredDoc(query, hit.id, float(-rank))  # ranks alone: no library can order equal scores otherwise
-        for query in judgments
-        for rank, hit in enumerate(ordered(rankings.get(query, ())))
+        ir_measures.ScoredDoc(query, document, float(-rank))
+        for query in sorted(asked & rankings.keys())
+        for rank, document in enumerate(rankings[query])
     ]
-    found = {name: dict.fromkeys(judgments, 0.0) for name in names}
-    by_measure = {str(measure): name for name, measure in wanted.items()}
-    for value in ir_measures.iter_calc(list(wanted.values()), rows, run) if run else ():
-        found[by_measure[str(value.measure)]][value.query_id] = float(value.value)
+    found = {query: dict.fromkeys(names, 0.0) for query in sorted(asked)}
+    if run:
+        for value in ir_measures.iter_calc(list(parsed), qrels, run):
+            found[value.query_id][parsed[value.measure]] = float(value.value)
     return found
 
 
-def ordered(hits: Iterable[Hit]) -> list[Hit]:
-    """Best first, equal scores by document id."""
-    return sorted(hits, key=lambda hit: (-hit.score, hit.id))
-
-
-def write_run(rankings: Rankings, tag: str) -> str:
-    """A TREC run: query, Q0, document, rank from 1, score, tag; a line a document."""
-    lines = [
-        f"{query} Q0 {hit.id} {rank} {hit.score:.6f} {tag}\n"
-        for query, hits in rankings.items()
-        for rank, hit in enumerate(hits, start=1)
-    ]
-    return "".join(lines)
-
-
-def read_run(text: str, where: str) -> dict[str, list[Hit]]:
-    """Rankings of a TREC run, by score and document id; its ranks are not looked at.
-
-    Raises:
-        UserError: a malformed line, a score that is not finite, or a document that is there twice for a query.
-    """
-    found: dict[str, dict[str, float]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        columns = line.split()
-        if not columns:
-            continue
-        if len(columns) != 6:
-            raise UserError(
-                f"{where}: line {number}: {len(columns)} columns; a TREC run has query Q0 document rank score tag"
-            )
-        query, name = columns[0], columns[2]
-        try:
-            score = float(columns[4])
-        except ValueError:
-            score = math.nan
-        if not math.isfinite(score):
-            raise UserError(f"{where}: line {number}: score {columns[4]!r} is not a finite number")
-        if name in found.setdefault(query, {}):
-            raise UserError(f"{where}: line {number}: document {name} is there twice for query {query}")
-        found[query][name] = score
-    if not found:
-        raise UserError(f"{where}: holds no lines")
-    return {query: ordered(Hit(*pair) for pair in scores.items()) for query, scores in found.items()}
+def means(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every measure over the queries; empty without queries."""
+    rows = list(found.values())
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}

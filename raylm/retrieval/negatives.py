@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from raylm.errors import UserError
+from raylm.llm import models
 from raylm.retrieval.corpus import Corpus, Queries
 from raylm.retrieval.encoder import Encoder
 
@@ -178,16 +180,54 @@ class Pools:
         return places, sources
 
 
+class Remembered:
+    """A teacher that is asked once for a pair of a training query and a document."""
+
+    def __init__(self, teacher: Teacher, asked: Queries, corpus: Corpus) -> None:
+        """Remember what a teacher says of these queries and documents."""
+        self.teacher, self.asked, self.corpus = teacher, asked, corpus
+        self._known: dict[tuple[int, int], float] = {}
+
+    def __call__(self, numbers: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Scores of pairs, [pairs], of numbers of queries and places of documents."""
+        cells = list(zip(numbers.tolist(), places.tolist(), strict=True))
+        new = list(dict.fromkeys(cell for cell in cells if cell not in self._known))
+        if new:
+            texts = self.corpus.texts([place for _, place in new])
+            scored = self.teacher([self.asked.texts[number] for number, _ in new], texts)
+            self._known |= dict(zip(new, map(float, scored), strict=True))
+        return np.array([self._known[cell] for cell in cells], dtype=np.float32)
+
+
 def by_encoder(encoder: Encoder) -> Teacher:
     """A bi-encoder as a teacher: cosines."""
 
     def scores(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        names = list(dict.fromkeys(queries))
-        vectors = encoder.encode(names, "query")[[names.index(query) for query in queries]]
-        found: np.ndarray = (vectors * encoder.encode(documents, "document")).sum(1)
+        sides = []
+        for texts, kind in ((queries, "query"), (documents, "document")):
+            rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+            sides.append(encoder.encode(list(rows), kind)[[rows[text] for text in texts]])  # type: ignore[arg-type]
+        found: np.ndarray = (sides[0] * sides[1]).sum(1)
         return found
 
     return scores
+
+
+def teacher_of(name: str, max_length: int) -> Teacher:
+    """A teacher from a directory or a known encoder's name.
+
+    Raises:
+        UserError: it is nowhere to be had, or classifies into more than one output.
+    """
+    path = models.resolve_encoder(name).path
+    said = models.read_json(path / "config.json")
+    if not any(kind.endswith("ForSequenceClassification") for kind in said.get("architectures") or ()):
+        return by_encoder(Encoder.load(name, max_length=max_length))
+    if len(said.get("id2label", {0: ""})) != 1:
+        raise UserError(
+            f"negatives.teacher={name}: a classifier with {len(said['id2label'])} outputs; it must have one"
+        )
+    return by_cross_encoder(str(path), max_length)
 
 
 def by_cross_encoder(path: str, max_length: int, batch_size: int = 32) -> Teacher:

@@ -300,11 +300,10 @@ def _rating(where: str, spec: BranchConfig, value: Any) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise UserError(f"{where}: rating {spec.column} is {value!r}; it must be a number")
-    low, high = spec.low, spec.high
-    if (low is not None and value < low) or (high is not None and value > high):
+    low, high = (math.inf * sign if bound is None else bound for bound, sign in ((spec.low, -1), (spec.high, 1)))
+    if not low <= value <= high:
         raise UserError(
-            f"{where}: rating {spec.column} is {value:g}, outside the range {low if low is not None else '-'} to "
-            f"{high if high is not None else '-'} of branch {spec.name}"
+            f"{where}: rating {spec.column} is {value:g}, outside the range {low:g} to {high:g} of branch {spec.name}"
         )
     return float(value)
 

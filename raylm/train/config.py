@@ -151,6 +151,9 @@ class FinetuneConfig(Config):
     """Artefact of the synthesize stage, or a JSONL or Parquet file of rows with `messages`."""
     tasks: tuple[TaskConfig, ...] = ()
     """Several sets of chains instead of `chains`."""
+    plan: str = runtime("")
+    """Repair plan of the diagnose stage (plan.json): samples to drop, keep apart, weight or replay, documents to train
+    on first, further passes."""
     order: Literal["mixed", "by_task", "sequential"] = "mixed"
     """Batches of all tasks, batches of one task each in turn, or all of one task and then the next, each with a
     learning rate schedule of its own."""

@@ -9,6 +9,7 @@ from raylm.train.config import FinetuneConfig
 from raylm.train.data import Sample, encode, read_chains
 from raylm.train.isolation.schedule import count_steps
 from raylm.train.plan import Plan
+from raylm.train.repair import GENERAL, ExtraPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,9 +34,11 @@ def held_out(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase) -> dict
 class Watch:
     """Looks at held-out samples; every rank sees the same numbers and so decides alike."""
 
-    def __init__(self, config: FinetuneConfig, sets: dict[str, list[Sample]], plan: Plan) -> None:
-        """Watch `sets` in a run of a plan."""
-        self.config, self.sets, self.ends = config.watch, sets, plan.stage_ends()
+    def __init__(
+        self, config: FinetuneConfig, sets: dict[str, list[Sample]], plan: Plan, extra: ExtraPlan | None = None
+    ) -> None:
+        """Watch `sets` in a run of a plan; the general set of `extra` can end it."""
+        self.config, self.sets, self.ends, self.extra = config.watch, sets, plan.stage_ends(), extra
         self._own_ends = {plan.task_at(end - 1): end for end in self.ends} if config.order == "sequential" else {}
         self.every = max(1, count_steps(config.watch.every, plan.steps))
         self.rows: list[dict[str, Any]] = []
@@ -53,9 +56,12 @@ class Watch:
         return before is None or self.losses()[step] < before[1]
 
     def losses(self) -> dict[int, float]:
-        """Step to the mean loss over all sets."""
+        """Step to the mean loss over all sets; a general set counts where there is no other."""
         found: dict[int, list[float]] = {}
+        others = set(self.sets) - {GENERAL}
         for row in self.rows:
+            if others and row["set"] == GENERAL:
+                continue
             found.setdefault(row["step"], []).append(row["loss"])
         return {step: sum(values) / len(values) for step, values in found.items()}
 
@@ -95,11 +101,18 @@ class Watch:
         return min(losses.items(), key=lambda item: (item[1], item[0])) if losses else None
 
     def ended(self, step: int) -> bool:
-        """Whether patience has run out."""
+        """Whether patience has run out, or the general set suffers."""
+        if self.suffers():
+            return True
         best = self.best()
         if not self.config.patience or best is None:
             return False
         return sum(best[0] < looked <= step for looked in self.losses()) >= self.config.patience
+
+    def suffers(self) -> bool:
+        """Whether the general set's loss has risen by more than a repair plan allows."""
+        losses = [row["loss"] for row in self.rows if row["set"] == GENERAL]
+        return self.extra is not None and len(losses) > 1 and losses[-1] > losses[0] * (1 + self.extra.max_rise)
 
 
 def _mean(values: Iterable[float]) -> float:
