@@ -130,3 +130,24 @@ def test_the_verb_may_be_the_first_argument(tmp_path):
     assert (resolved.stage, resolved.seed) == ("finetune", 2)
     with pytest.raises(UserError, match="stage is required"):
         VERBS["sweep"].load(given)
+
+
+DATA = {
+    "finetune": {"watch": {"chains": "held.jsonl"}}, "train-classifier": {"train": "x"}, "train-reward": {"pairs": "x"},
+    "train-retriever": {"data": "x"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", sorted(DATA))
+def test_every_stage_that_trains_can_be_swept(stage):
+    """Its config names measures that no test split enters, and has what a sweep asks of workers."""
+    assert stage in stages.sweepable()
+    space = {"seed": {"choice": [0, 1]}}
+    made = build(SweepConfig, {"stage": stage, "base": DATA[stage], "space": space, "objectives": ["loss"]})
+    assert stages.check(made, tuner.points(made))[0].mode == "min"
+    config = stages.base_config(made)
+    assert set(config.measures().values()) <= {"min", "max"}
+    assert not [name for name in config.measures() if "test" in name]
+    assert config.workers >= 1
+    assert config.cpus_per_worker > 0
+    assert config.gpus_per_worker >= 0
