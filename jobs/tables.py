@@ -139,6 +139,23 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("studies/softlabels", "kwls_minus_uniform_imbalanced", "keyword labels minus uniform smoothing there", "{:+.3f}"),
     ("studies/softlabels", "kwls_centred_minus_uniform_imbalanced", "centred keyword labels minus uniform", "{:+.3f}"),
     ("studies/softlabels", "kwls_minus_uniform", "keyword labels minus uniform on all texts", "{:+.3f}"),
+    ("studies/sweep_isolation", "trials", "sweep of isolation schedules, two tasks, micro: trials", "{:,.0f}"),
+    (
+        "studies/sweep_isolation",
+        "hypervolume",
+        "its hypervolume, forgetting against new tasks, from the worst",
+        "{:.3f}",
+    ),
+    ("studies/sweep_isolation", "forgetting_best_minus_full", "forgetting: its best minus full tuning", "{:+.1%}"),
+    ("studies/sweep_isolation", "new_task_best_minus_full", "new tasks: its best minus full tuning", "{:+.1%}"),
+    ("studies/sweep_smoothing", "trials", "sweep of label smoothing, frozen encoder, 300 questions: trials", "{:,.0f}"),
+    ("studies/sweep_smoothing", "hypervolume", "its hypervolume, macro-F1 against nats, from the worst", "{:.3f}"),
+    ("studies/sweep_smoothing", "macro_f1_best_minus_hard", "macro-F1 on test: its best minus hard labels", "{:+.1%}"),
+    ("studies/sweep_smoothing", "nll_best_minus_hard", "nats a text on test: its best minus hard labels", "{:+.3f}"),
+    ("bench/submit", "submit_to_first_log_seconds", "seconds from a submission to the job's first line", "{:.1f}"),
+    ("bench/submit", "trials_per_hour", "sweep trials an hour at micro size, two cores", "{:.0f}"),
+    ("bench/headloss", "failed_requests", "Serve's head killed and back: requests lost for good", "{:.0f}"),
+    ("bench/headloss", "recovery_seconds", "seconds until Serve takes a new version again", "{:.0f}"),
 )
 """Results file, figure, words, format."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raylm.config import Config, runtime
+from raylm.config import Config, Direction, runtime
 from raylm.llm.config import ComputeConfig
 
 
@@ -124,6 +124,9 @@ class LossConfig(Config):
 class RewardConfig(Config):
     """Train a structural reward model on preference pairs and dimension ratings."""
 
+    measured_on_the_way: ClassVar[bool] = False
+    """A sweep gets the measures at the end alone: the losses of different phases do not compare."""
+
     pairs: str = runtime("")
     """JSONL or Parquet file of `prompt` (text or messages), `chosen`, `rejected`, and optional `margin`; `.gz` too."""
     ratings: str = runtime("")
@@ -206,6 +209,12 @@ class RewardConfig(Config):
     """Worker failures that Ray Train recovers from."""
     step_log: str = runtime("")
     """File to which every optimizer step taken is appended as a JSON line, repeated ones too; empty logs none."""
+
+    def measures(self) -> dict[str, Direction]:
+        """Numbers by which a sweep can compare runs, and which way is better; none is of the test pairs."""
+        pairs: dict[str, Direction] = {"dev_pair_accuracy": "max", "dev_pair_nll": "min", "dev_ece": "min"}
+        losses: dict[str, Direction] = {"loss": "min", "dev_loss": "min"}
+        return {**losses, **(pairs if self.pairs or self.pairs_from else {})}
 
     @model_validator(mode="after")
     def _fits(self) -> RewardConfig:
