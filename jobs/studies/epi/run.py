@@ -3,7 +3,7 @@
     python -m jobs.studies.epi.run [--tier micro|real] [--select 0] [--seeds 1 2 3] [--arms NAME ...] [--rows-only]
         [--shard I N] [--threads N] [--out runs/studies]
 
-micro: a Llama of half a million parameters is pretrained on five unlike tasks, and then tuned on four of them, one
+micro: a Llama of 0.3 million parameters is pretrained on five unlike tasks, and then tuned on four of them, one
 after the other, in two orders, or mixed. real: SmolLM2-135M on worked solutions, SQL, descriptions and intents. It is
 looked at what the model gets right of all five tasks. All arms of a seed share model, data, batches and number of
 steps; learning rates of full fine-tuning are the front that isolation has to pass. Each family of arms has its setting
