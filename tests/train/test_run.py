@@ -182,6 +182,16 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(made, tmp_path, changes):
         assert again.engine.optimizer.isolation.log == whole.engine.optimizer.isolation.log
 
 
+def test_activations_that_are_made_again_change_nothing(made):
+    found = []
+    for again in (False, True):
+        run = made(activation_checkpointing=again)
+        run.train(nothing, nothing)
+        found.append(weights(run))
+        assert run.engine.model.is_gradient_checkpointing == again
+    assert same(*found)
+
+
 def sequence(tmp_path, **changes):
     tasks = [
         {"name": name, "chains": write(tmp_path / f"{name}.jsonl", [chain(n, shift) for n in range(8)]),

@@ -35,12 +35,13 @@ class Tier:
     """The model that a seed starts from, made below a folder where it has to be made."""
     settings: Mapping[str, Any]
     """Of the trainer, for all arms."""
-    seen: str
-    """What counts as a score in a look: `exact` (whole responses) or `token_accuracy`, both teacher-forced."""
     families: Mapping[str, Mapping[str, Mapping[str, Any]]]
     """Families of arms."""
     mixed: tuple[str, ...]
     """Families that are run with all tasks mixed as well, beside runs of the first arm on each task alone."""
+
+    scored: str
+    """What is a score where settings are chosen: one of `analysis.LOOKS`."""
 
     @property
     def arms(self) -> dict[str, Mapping[str, Any]]:
@@ -128,10 +129,10 @@ MICRO = Tier(
     before=tasks.BEFORE,
     write=lambda folder, name, seed: tasks.write(folder, name, seed, SIZES),
     base=_pretrained,
-    settings={**COMMON, "micro_batch": 16, "epochs": 2, "lr": 4e-4, "max_length": 96},
-    seen="exact",
+    settings={**COMMON, "micro_batch": 16, "epochs": 2, "lr": 1e-3, "max_length": 64},
     families=FAMILIES,
     mixed=("tuned_lr", "epi", "static", "random"),
+    scored="looks",
 )
 REAL = Tier(
     name="epi_real",
@@ -140,12 +141,12 @@ REAL = Tier(
     write=lambda folder, name, seed: real.write(folder, name, seed, REAL_SIZES),
     base=lambda out, seed: models.resolve("smollm2-135m-instruct").path,
     settings={**COMMON, "micro_batch": 8, "epochs": 2, "lr": 2e-4, "max_length": 256},
-    seen="token_accuracy",
     families={
         "tuned_lr": {name: FAMILIES["tuned_lr"][name] for name in ("full", "lr_0.5", "lr_0.25")},
         "epi": {name: FAMILIES["epi"][name] for name in ("epi_0.05_1.0", "epi_0.5_1.0")},
         **{name: {f"{name}_1.0": FAMILIES[name][f"{name}_1.0"]} for name in ("static", "random")},
     },
     mixed=(),
+    scored="token_looks",
 )
 TIERS = {"micro": MICRO, "real": REAL}

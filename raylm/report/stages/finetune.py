@@ -66,18 +66,33 @@ def add_watch(page: Page, watch: dict[str, list[Any]]) -> None:
     def curves(key: str) -> dict[str, tuple[list[int], list[float]]]:
         return {name: ([watch["step"][p] for p in at], [watch[key][p] for p in at]) for name, at in places.items()}
 
+    exact = curves("exact")
     page.grid([
         figure(figures.lines(curves("loss"), title="Held-out loss", x="optimizer step", y="nats a token")),
-        figure(
-            figures.lines(curves("exact"), title="Held-out chains got right", x="optimizer step", y="share of chains")
-        ),
+        figure(figures.lines(exact, title="Held-out chains got right", x="optimizer step", y="share of chains")),
+        *([_forgetting({name: values for name, (_, values) in exact.items()})] if len(exact) > 1 else []),
     ])  # fmt: skip
     rows = []
-    for name, (_, values) in curves("exact").items():
+    for name, (_, values) in exact.items():
         rows.append(
             (name, f"{values[0]:.1%}", f"{max(values):.1%}", f"{values[-1]:.1%}", f"{max(values) - values[-1]:.1%}")
         )
     page.table(("set", "before", "best", "last", "forgotten (best - last)"), rows)
+
+
+def _forgetting(exact: Mapping[str, Sequence[float]]) -> Markup:
+    """What each set gained at its best against what it lost again, from the shares got right at every look."""
+    points = {name: ([max(values) - values[0]], [max(values) - values[-1]]) for name, values in exact.items()}
+    return figure(
+        figures.lines(
+            points,
+            title="Forgetting against plasticity",
+            x="learned: best - before (share of chains)",
+            y="forgotten: best - last",
+            limits=(-0.02, max(0.1, 1.1 * max(ys[0] for _, ys in points.values()))),
+        ),
+        "A point a set. Low and right is good: much was learned, and kept.",
+    )
 
 
 def add_masks(page: Page, masks: dict[str, list[Any]], manifest: Manifest) -> None:
