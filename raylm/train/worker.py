@@ -15,7 +15,6 @@ from raylm.train import checkpoint
 from raylm.train.config import FinetuneConfig
 from raylm.train.run import Run
 
-
 STOPPED = "stopped.json"
 """Why a run ended early, where starting it again would not help."""
 

@@ -115,7 +115,7 @@ def test_a_look_changes_nothing():
 
 
 def test_exact_is_what_greedy_decoding_gets_right():
-    trainer = trainer_of(ROWS[:2], lr=1e-2, epochs=60, schedule="constant")
+    trainer = trainer_of(ROWS[:2], lr=1e-2, epochs=120, schedule="constant")
     assert trainer.look(trainer.samples)["exact"] == 0
     for step in range(trainer.plan.steps):
         trainer.step(step)
