@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -81,17 +82,24 @@ def add_watch(page: Page, watch: dict[str, list[Any]]) -> None:
 
 
 def _forgetting(exact: Mapping[str, Sequence[float]]) -> Markup:
-    """What each set gained at its best against what it lost again, from the shares got right at every look."""
-    points = {name: ([max(values) - values[0]], [max(values) - values[-1]]) for name, values in exact.items()}
+    """What each set has gained at its best so far against what it lost again, from the shares right at every look."""
+    paths = {}
+    for name, values in exact.items():
+        best = list(itertools.accumulate(values, max))
+        paths[name] = (
+            [high - values[0] for high in best],
+            [high - value for high, value in zip(best, values, strict=True)],
+        )
+    highest = max(max(lost) for _, lost in paths.values())
     return figure(
         figures.lines(
-            points,
+            paths,
             title="Forgetting against plasticity",
             x="learned: best - before (share of chains)",
-            y="forgotten: best - last",
-            limits=(-0.02, max(0.1, 1.1 * max(ys[0] for _, ys in points.values()))),
+            y="forgotten: best - now",
+            limits=(-0.02, max(0.1, 1.1 * highest)),
         ),
-        "A point a set. Low and right is good: much was learned, and kept.",
+        "A path a set, look by look from the origin: to the right it is learned, upwards it is forgotten again.",
     )
 
 
