@@ -15,9 +15,10 @@ from raylm.storage import Store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+SUMS = {"task": "chain_sum", "checker": "number"}  # the task's own checker loads all tasks, once for each actor
 SOURCES = {
-    "in_domain": [{"name": "chain_sum", "limit": 12, "params": {"min_terms": 2, "max_terms": 3}}],
-    "out_of_domain": [{"name": "longer", "task": "chain_sum", "limit": 6, "params": {"min_terms": 5, "max_terms": 6}}],
+    "in_domain": [{**SUMS, "name": "chain_sum", "limit": 12, "params": {"min_terms": 2, "max_terms": 3}}],
+    "out_of_domain": [{**SUMS, "name": "longer", "limit": 6, "params": {"min_terms": 5, "max_terms": 6}}],
 }
 
 
