@@ -67,3 +67,43 @@ def classifier(tmp_path_factory):
     LlamaForSequenceClassification(settings).save_pretrained(path)
     models.load_tokenizer(micro).save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def served_models(tmp_path_factory):
+    """A folder with a tiny encoder, an index of three documents of it, and two reward models on it."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    from raylm.retrieval.encoder import Encoder
+    from raylm.retrieval.index import Index, Source
+    from raylm.srm.backbone import Backbone
+    from raylm.srm.config import BranchConfig, FusionConfig
+    from raylm.srm.model import RewardModel
+    from raylm.srm.structure import Structure
+
+    folder = tmp_path_factory.mktemp("served")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "blue", "one", "two", "three", "four"]
+    words += ["a", "the", "is", "which"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    settings = BertConfig(vocab_size=len(words), max_position_embeddings=32, initializer_range=0.5, **sizes)
+    torch.manual_seed(0)
+    BertModel(settings).save_pretrained(folder / "plain")
+    tokenizer.save_pretrained(folder / "plain")
+    encoder = Encoder.load(str(folder / "plain"))
+    encoder.save(folder / "encoder")
+    encoder = Encoder.load(str(folder / "encoder"))
+    texts = ["red is one", "green is two", "blue is three"]
+    index = Index.build(["red", "green", "blue"], texts, encoder.encode(texts), source=Source("tiny", encoder.hash))
+    index.save(str(folder / "index"))
+    branches = [BranchConfig(name="quality", kind="head"), BranchConfig(name="length", kind="tool")]
+    for name in ("first", "second"):
+        body = Backbone(BertModel(settings), tokenizer, max_length=32)
+        structure = Structure(body, branches, FusionConfig())
+        with torch.no_grad():
+            for _, value in structure.named_parameters():
+                value.normal_(0, 0.5)
+        RewardModel(structure, name, "").save(folder / name)
+    return folder
