@@ -162,6 +162,7 @@ def test_a_killed_driver_resumes_to_the_same_bytes(whole, start_job, tmp_path):
     assert 4 <= len(saved) < 18
     assert not (tmp_path / "killed" / "manifest.json").exists()
     manifest = run(killed)
-    assert json.loads((tmp_path / "killed" / "timing.json").read_text())["resumed"] == len(saved)
+    # The cluster outlives its driver: what an actor finished before it was ended counts as well.
+    assert len(saved) <= json.loads((tmp_path / "killed" / "timing.json").read_text())["resumed"] < 18
     assert data_bytes(tmp_path / "killed") == data_bytes(out)
     assert manifest == undisturbed
