@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raylm.config import Config, runtime
+from raylm.config import Config, Direction, runtime
 from raylm.softlabels.config import SoftLabelConfig
 
 
@@ -81,6 +81,11 @@ class ClassifierConfig(Config):
     """Worker failures that Ray Train recovers from."""
     step_log: str = runtime("")
     """File to which every optimizer step taken is appended as a JSON line, repeated ones too; empty logs none."""
+
+    def measures(self) -> dict[str, Direction]:
+        """Numbers by which a sweep can compare runs, and which way is better; none is of the test texts."""
+        best: dict[str, Direction] = {f"dev_{name}": "max" for name in ("accuracy", "macro_f1", "tail_recall")}
+        return {"loss": "min", **best, "dev_ece": "min", "dev_nll": "min"}
 
     @model_validator(mode="after")
     def _divides(self) -> ClassifierConfig:

@@ -17,6 +17,7 @@ from raylm.classify.data import Data, Texts, load, teacher_place
 from raylm.classify.model import TextClassifier, Tokens, encode, probabilities, save
 from raylm.classify.model import load as load_model
 from raylm.errors import UserError
+from raylm.llm import quick
 from raylm.softlabels import targets
 from raylm.softlabels.losses import combined
 from raylm.train import checkpoint
@@ -50,6 +51,7 @@ class Run:
         Raises:
             UserError: as `load`; too many texts are longer than max_length; a teacher with other labels.
         """
+        quick.without_sklearn()
         from transformers import AutoModel, AutoTokenizer
 
         self.config, (self.rank, self.world) = config, ranks
@@ -130,7 +132,8 @@ class Run:
             self.rows.append(row)
             if (step + 1) % self.pieces == 0:
                 self._look((step + 1) // self.pieces)
-            on_step(row)
+            looked = (step + 1) % self.pieces == 0
+            on_step({**row, "measures": self.measures(self.looks[-1])} if looked else row)
             if (step + 1) % self.config.checkpoint_every == 0 and step + 1 < self.steps:
                 keep(step + 1, self.state(step + 1))
 
@@ -165,6 +168,16 @@ class Run:
             torch.distributed.all_reduce(total)
         return float(total)
 
+    def measures(self, look: dict[str, float]) -> dict[str, float]:
+        """What a sweep may look for: the training loss and the dev figures of the end of an epoch."""
+        loss = self.rows[int(look["epoch"]) * self.pieces - 1]["loss"]
+        return {"loss": loss, **{f"dev_{name}": value for name, value in look.items() if name != "epoch"}}
+
+    def _kept(self) -> dict[str, float]:
+        """The look at the weights that are kept."""
+        best = max(self.looks, key=lambda look: look["macro_f1"]) if self.config.keep_best else self.looks[-1]
+        return self.measures(best)
+
     def finish(self, folder: Path | None = None) -> dict[str, Any]:
         """Evaluate with the weights to keep, on rank 0, and save them; returns the log."""
         if self.rank > 0:
@@ -179,6 +192,7 @@ class Run:
         return {
             "steps": self.rows,
             "looks": self.looks,
+            "measures": self._kept(),
             "figures": metrics.measure(found, part.gold, self.counts),
             "reliability": metrics.reliability(found, part.gold),
             "predictions": [

@@ -57,7 +57,7 @@ def _finish(stage: StageRun, data: Data, model: dict[str, str], seconds: float) 
     for name in ("steps", "looks", "predictions", "reliability"):
         store.write_table(f"data/{name}.parquet", pa.Table.from_pylist(log[name]))
     store.remove("train")
-    kept = ("texts", "overlong", "overlaps", "temperature", "trainable_parameters")
+    kept = ("measures", "texts", "overlong", "overlaps", "temperature", "trainable_parameters")
     stage.finish(
         len(log["predictions"]),
         timing={"seconds": seconds},

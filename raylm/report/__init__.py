@@ -12,8 +12,21 @@ if TYPE_CHECKING:
     from raylm.storage import Store
 
 STAGES = (
-    "explore", "synthesize", "finetune", "evaluate", "pipeline", "classify", "retrieve", "index", "evaluate_retrieval",
-)  # fmt: skip
+    "explore",
+    "synthesize",
+    "finetune",
+    "evaluate",
+    "pipeline",
+    "classify",
+    "retrieve",
+    "index",
+    "evaluate_retrieval",
+    "sweep",
+    "reward",
+    "score",
+    "diagnosis",
+    "diagnose",
+)
 
 
 def for_stage(name: str, store: Store, related: dict[str, Store] | None = None) -> str:

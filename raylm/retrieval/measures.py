@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from raylm.retrieval.data import Judgments
 
 NAMES = ("nDCG@10", "RR@10", "R@10", "R@100")
-"""nDCG by grades; reciprocal rank and recall by relevance."""
+"""nDCG by the grades of what is relevant; reciprocal rank and recall by relevance."""
 
 
 def measure(
@@ -21,7 +21,7 @@ def measure(
     Args:
         rankings: query to the documents found, best first.
         judged: query to document to grade.
-        relevant_from: the grade from which a document is relevant.
+        relevant_from: the grade from which a document is relevant; one with a lower grade gains nothing.
         names: measures, as ir-measures writes them without a relevance level.
     """
     import ir_measures
@@ -34,7 +34,9 @@ def measure(
         measure = measure @ int(depth) if depth else measure
         parsed[measure if base == "nDCG" else measure(rel=relevant_from)] = name
     qrels = [
-        ir_measures.Qrel(query, document, grade) for query in sorted(asked) for document, grade in judged[query].items()
+        ir_measures.Qrel(query, document, grade if grade >= relevant_from else 0)
+        for query in sorted(asked)
+        for document, grade in judged[query].items()
     ]
     run = [
         ir_measures.ScoredDoc(query, document, float(-rank))

@@ -55,7 +55,8 @@ def summarise(
         for (loss, soft), values in sorted(each.items()):
             name = loss if soft == "none" else f"{loss}_{soft}"
             found[f"ndcg10_{name}{suffix}"] = interval(values)
-            for other, mark in fixed.items():
+            for other in ("bm25", "base"):
+                mark = fixed[other]
                 found[f"{name}_minus_{other}{suffix}"] = interval(values - mark)
         for loss in sorted({loss for loss, soft in each if soft == "none"} - {"quadruplet"}):
             gap = each["quadruplet", "none"] - each[loss, "none"]
