@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jobs.studies.retrieval.analysis import SCORED, summarise
-from jobs.studies.retrieval.arms import ALPHAS, BACKBONES, LOSSES, SOFT, TIERS, Cell
+from jobs.studies.retrieval.arms import ALPHAS, LOSSES, SOFT, TIERS, Cell
 from jobs.studies.retrieval.run import Log
 from raylm.config import build
 from raylm.retrieval.config import RetrieverConfig
@@ -19,7 +19,7 @@ def rows(gain):
     for seed in (0, 1):
         for size in TIERS["adapter"].sizes:
             arms = [(loss, "none") for loss in (*LOSSES, "mnrl")]
-            arms += [(loss, soft) for loss in BACKBONES for soft in SOFT if soft != "none"]
+            arms += [(loss, soft) for loss in TIERS["adapter"].backbones for soft in SOFT if soft != "none"]
             for loss, soft in arms:
                 each = [value + gain(loss, soft, size) for value in QUERIES]
                 found.append({**Cell(seed, size, loss, {}, soft)._asdict(), "each": each})

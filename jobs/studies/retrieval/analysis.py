@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from jobs.studies.epi.analysis import interval
-from jobs.studies.retrieval.arms import BACKBONES, SOFT, Arms, Cell, Tier
+from jobs.studies.retrieval.arms import SOFT, Arms, Cell, Tier
 
 SCORED = ("le", "le_not_crossfitted", "le_bm25_terms", "bm25", "embedding", "glle", "propagation")
 """Arms whose scores can be laid beside grades."""
@@ -61,11 +61,11 @@ def summarise(
         for loss in sorted({loss for loss, soft in each if soft == "none"} - {"quadruplet"}):
             gap = each["quadruplet", "none"] - each[loss, "none"]
             found[f"quadruplet_minus_{loss}{suffix}"] = interval(gap)
-        for loss in BACKBONES:
+        for loss in tier.backbones:
             for soft in sorted({soft for name, soft in each if name == loss} - {"le"}):
                 gap = each[loss, "le"] - each[loss, soft]
                 found[f"{loss}_le_minus_{soft}{suffix}"] = interval(gap)
-    found["ndcg10_le"] = max((found[f"ndcg10_{loss}_le"] for loss in BACKBONES), key=lambda item: item[0])
+    found["ndcg10_le"] = max((found[f"ndcg10_{loss}_le"] for loss in tier.backbones), key=lambda item: item[0])
     for row in (row for row in rows if row["loss"] == "agreement" and row["size"] == tier.sizes[0]):
         for name in SCORED:
             if name in row:

@@ -54,7 +54,6 @@ SOFT: dict[str, dict[str, Any]] = {
 """Arm to its soft targets, all of the same entropy and share."""
 ALPHAS = (0.1, 0.3, 1.0)
 """Strengths that every arm with soft targets chooses from on dev."""
-BACKBONES = ("infonce_hard", "quadruplet")
 
 
 class Cell(NamedTuple):
@@ -81,6 +80,8 @@ class Tier:
     epochs: Mapping[int, int]
     losses: tuple[str, ...]
     soft: tuple[str, ...]
+    backbones: tuple[str, ...] = ("infonce_hard", "quadruplet")
+    """Losses that soft targets are tried with."""
 
 
 TIERS = {

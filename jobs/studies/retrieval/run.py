@@ -1,7 +1,7 @@
 """Which loss trains a retriever best on the same negatives, and do enhanced labels help, more so in a cold start?
 
     python -m jobs.studies.retrieval.run [--tier adapter|layers] [--seeds 0 1 2 3 4] [--out runs/studies/retrieval]
-        [--rows-only]
+        [--sizes 256 32] [--soft none le ...] [--backbones infonce_hard quadruplet] [--rows-only]
 
 A part of medquad (1,500 documents without titles, 288/80/160 queries of different diseases; read from $RAYLM_DATA),
 where the hard negatives are documents on the same disease that answer another question, and what BM25 finds; a teacher
@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 
 from jobs import results
 from jobs.studies.retrieval import analysis, mnrl
-from jobs.studies.retrieval.arms import ALPHAS, BACKBONES, LOSSES, TIERS, Arms, Cell, Tier
+from jobs.studies.retrieval.arms import ALPHAS, LOSSES, TIERS, Arms, Cell, Tier
 from jobs.studies.retrieval.world import World, chinese, references, world
 
 
@@ -52,7 +53,7 @@ def _seed(tier: Tier, made: World, seed: int, out: Path) -> Iterator[dict[str, A
             yield best[loss]
         theirs = [Cell(seed, size, "mnrl", setting) for setting in LOSSES["infonce"][1]]
         yield max((log.row(lambda cell: mnrl.run(arms, cell), cell) for cell in theirs), key=lambda row: row["dev"])
-        for loss in BACKBONES:
+        for loss in tier.backbones:
             for soft in tier.soft:
                 if soft != "none":
                     cells = [Cell(seed, size, loss, best[loss]["setting"], soft, alpha) for alpha in ALPHAS]
@@ -91,8 +92,12 @@ if __name__ == "__main__":
     parser.add_argument("--tier", choices=TIERS, default="adapter")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("runs/studies/retrieval"))
+    parser.add_argument("--sizes", type=int, nargs="+", help="training queries; the tier's own by default")
+    parser.add_argument("--soft", nargs="+", help="soft targets; the tier's own by default")
+    parser.add_argument("--backbones", nargs="+", help="losses that they are tried with; the tier's own by default")
     parser.add_argument("--rows-only", action="store_true", help="make the runs and write no result")
     parser.add_argument("--threads", type=int, default=1, help="of this process")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    main(TIERS[options.tier], options.seeds, options.out, options.rows_only)
+    parts = {name: tuple(value) for name in ("sizes", "soft", "backbones") if (value := getattr(options, name))}
+    main(replace(TIERS[options.tier], **parts), options.seeds, options.out, options.rows_only)
