@@ -112,7 +112,7 @@ class Index:
 
     def __contains__(self, id: str) -> bool:
         row = self.base.places.get(id, -1)
-        return id in self.tail.ids or (row >= 0 and row not in self.dead)
+        return id in self._later or (row >= 0 and row not in self.dead)
 
     @property
     def dimension(self) -> int:
@@ -135,8 +135,8 @@ class Index:
         Raises:
             KeyError: it is not there.
         """
-        if id in self.tail.ids:
-            return self.tail.texts[self.tail.ids.index(id)]
+        if (place := self._later.get(id)) is not None:
+            return self.tail.texts[place]
         row = self.base.places[id]
         if row in self.dead:
             raise KeyError(id)
@@ -263,6 +263,11 @@ class Index:
         return replace(found, facts={**self.facts, **found.facts})
 
     @cached_property
+    def _later(self) -> dict[str, int]:
+        """Place in the tail of every id there."""
+        return {name: place for place, name in enumerate(self.tail.ids)}
+
+    @cached_property
     def _dead_bits(self) -> np.ndarray | None:
         return packed(self.dead, len(self.base.ids))
 
@@ -315,7 +320,7 @@ class Index:
         gone = set(ids)
         in_base = {name: row for name in gone if (row := self.base.places.get(name, -1)) >= 0 and row not in self.dead}
         keep = [place for place, name in enumerate(self.tail.ids) if name not in gone]
-        unknown = [name for name in dict.fromkeys(ids) if name not in in_base and name not in self.tail.ids]
+        unknown = [name for name in dict.fromkeys(ids) if name not in in_base and name not in self._later]
         tail = self.tail
         if len(keep) < len(tail.ids):
             names, texts = (tuple(column[n] for n in keep) for column in (tail.ids, tail.texts))
