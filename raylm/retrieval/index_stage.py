@@ -46,7 +46,8 @@ def run(config: IndexConfig) -> Manifest:
             check_lengths(encoder, collection, config)
         units = list(shards(collection, config.shard))
         done = run_units(
-            units, IndexWorker, {"config": _absolute(config)}, stage.store, config.compute, label="index", noun="shards",
+            units, IndexWorker, {"config": _absolute(config)}, stage.store, config.compute,
+            label="index", noun="shards",
             note=lambda summary: f"{summary['rows'] / summary['encoding']:.0f} documents/s a worker",
         )  # fmt: skip
         check_failures(done, len(units), 0.0, stage.store, "shards")
