@@ -104,8 +104,11 @@ def prepare(request: Request) -> tuple[str, str]:
     if request.verb not in VERBS:
         raise UserError(f"submit: no verb {request.verb!r}; verbs are {', '.join(VERBS)}")
     verb, root = VERBS[request.verb], Path(request.working_dir).resolve()
-    args = [arg if "=" in arg or arg in VERBS else _inside(arg, root) for arg in request.args]
-    resolved: Any = configs.load(verb.config_class(), verb.arguments(request.args))
+    resolved: Any = verb.load(request.args)
+    word = verb.word and request.args and not any(mark in request.args[0] for mark in "=./")
+    args = [
+        arg if "=" in arg or (word and place == 0) else _inside(arg, root) for place, arg in enumerate(request.args)
+    ]
     _check_out(resolved)
     entrypoint = shlex.join(["python", "-m", f"jobs.{request.verb.replace('-', '_')}", *args])
     return entrypoint, f"{request.verb} {configs.config_hash(resolved)} {resolved.out}"
@@ -130,10 +133,11 @@ def authenticate(request: Request) -> None:
     if not file:
         if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_MODE"):
             return
-        own = Path.home() / ".ray" / "auth_token"
-        if not own.exists():
+        from raylm.units import own_token
+
+        own = own_token()
+        if own is None:
             return
-        own.chmod(0o600)  # Ray leaves it to the umask who can read it
         file = str(own)
     path = Path(file).expanduser()
     if not path.is_file():
@@ -181,8 +185,6 @@ class _Log:
 
     async def tail(self, client: JobSubmissionClient, job: str) -> None:
         """Print what is new until the job ends, or the connection does."""
-        from aiohttp import ClientError
-
         seen = 0
         try:
             async for chunk in client.tail_job_logs(job):
@@ -191,7 +193,9 @@ class _Log:
                 if new:
                     print(new, end="", flush=True)
                 self.shown = max(self.shown, seen)
-        except (RuntimeError, ClientError) as error:
+        except Exception as error:
+            if not isinstance(error, RuntimeError | OSError) and not type(error).__module__.startswith("aiohttp"):
+                raise  # Ray's client lets the errors of its own one through
             print(f"the log's connection broke ({_first_line(str(error))}); connecting again", file=sys.stderr)
 
 

@@ -68,6 +68,17 @@ def test_a_token_that_others_can_read_is_refused(tmp_path, monkeypatch):
     assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"]) == ("token", str(token))
 
 
+def test_rays_own_token_is_taken_and_closed_to_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("secret")
+    token.chmod(0o644)
+    submit.authenticate(Request("explore", SUMS, HERE))
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(token)
+
+
 def test_a_token_on_an_open_line_is_warned_of(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
     submit.authenticate(Request("explore", SUMS, "http://cluster.example:8265"))

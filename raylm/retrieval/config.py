@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raylm.config import Config, runtime
+from raylm.config import Config, Direction, runtime
 from raylm.llm.config import ComputeConfig
 from raylm.softlabels.enhancement_config import EnhancementConfig
 
@@ -166,6 +166,11 @@ class RetrieverConfig(Config):
     """Worker failures that Ray Train recovers from."""
     step_log: str = runtime("")
     """File to which every optimizer step taken is appended as a JSON line, repeated ones too; empty logs none."""
+
+    def measures(self) -> dict[str, Direction]:
+        """Numbers by which a sweep can compare runs, and which way is better; none is of the test queries."""
+        dev: dict[str, Direction] = {f"dev_{name}": "max" for name in ("nDCG@10", "RR@10", "R@10", "R@100")}
+        return {"loss": "min", **dev}
 
     @model_validator(mode="after")
     def _fits(self) -> RetrieverConfig:

@@ -118,9 +118,10 @@ class Run:
                 self.pools.rows["ann"] = self.looks.mine(step, self.pools.rows["ann"])
             row = self.step(step)
             self.rows.append(row)
-            if (step + 1) % self.pieces == 0:
+            looked = (step + 1) % self.pieces == 0
+            if looked:
                 self._look((step + 1) // self.pieces)
-            on_step(row)
+            on_step({**row, "measures": self.measures(self.looks.rows[-1])} if looked else row)
             if (step + 1) % self.config.checkpoint_every == 0 and step + 1 < self.steps:
                 keep(step + 1, self.state(step + 1))
 
@@ -243,6 +244,16 @@ class Run:
             "sources": sources,
         }  # fmt: skip
 
+    def measures(self, look: dict[str, float]) -> dict[str, float]:
+        """What a sweep may look for: the training loss, and dev figures at the end of an epoch or before the first."""
+        loss = self.rows[max(1, int(look["epoch"]) * self.pieces) - 1]["loss"]
+        return {"loss": loss, **{f"dev_{name}": value for name, value in look.items() if name != "epoch"}}
+
+    def _kept(self) -> dict[str, float]:
+        """The look at the weights that are kept."""
+        looks = self.looks.rows
+        return self.measures(max(looks, key=lambda look: look["nDCG@10"]) if self.config.keep_best else looks[-1])
+
     def finish(self, folder: Path | None = None) -> dict[str, Any]:
         """Evaluate before and after with the weights to keep, all ranks together; rank 0 saves. Returns the log."""
         if self.best:
@@ -256,6 +267,7 @@ class Run:
         if folder is not None:
             self.encoder.save(folder)
         return {
+            "measures": self._kept(),
             "steps": self.rows, "looks": self.looks.rows, "refreshes": self.looks.refreshes, "before": before,
             "after": after, "hash": self.encoder.hash, "overlong": self.looks.overlong(),
             "soft": self.soft.facts() if self.soft else {},

@@ -88,7 +88,7 @@ def _finish(stage: StageRun, data: Data, census: Census, model: dict[str, str], 
         reasons[f"{source}: {reason or 'kept'}"] = reasons.get(f"{source}: {reason or 'kept'}", 0) + 1
     store.remove("train")
     store.remove("work")
-    kept = ("hash", "soft", "trainable_parameters")
+    kept = ("measures", "hash", "soft", "trainable_parameters")
     stage.finish(
         len(rows),
         timing={"seconds": seconds},

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raylm.config import Config, runtime
+from raylm.config import Config, Direction, runtime
 from raylm.llm.config import ComputeConfig
 
 
@@ -82,6 +82,26 @@ class FusionConfig(Config):
     """Text: tokens of a branch's text at most."""
 
 
+class WriterConfig(Config):
+    """The language model that writes the side texts of text branches."""
+
+    model: str = "smollm2-135m-instruct"
+    """A model directory, smollm2-135m-instruct, micro, or a hub id."""
+    revision: str | None = None
+    """Commit of a hub model."""
+    prompt: str = (
+        "Prompt: {prompt}\n\nResponse: {response}\n\nRate the {dimension} of the response{range}. "
+        "Answer with the number, then give a reason in a few words."
+    )
+    """What it is asked; {prompt}, {response}, {dimension} and {range} are filled in."""
+    max_tokens: int = Field(96, ge=1)
+    """Tokens of a side text."""
+    context: int = Field(1024, ge=64)
+    """Tokens of question and side text; the middle of a longer prompt is left out, never the response."""
+    batch_size: int = runtime(32, ge=1)
+    """Side texts that are written at the same time, of all branches together."""
+
+
 class LossConfig(Config):
     """What branches and fusion are trained by."""
 
@@ -103,6 +123,9 @@ class LossConfig(Config):
 
 class RewardConfig(Config):
     """Train a structural reward model on preference pairs and dimension ratings."""
+
+    measured_on_the_way: ClassVar[bool] = False
+    """A sweep gets the measures at the end alone: the losses of different phases do not compare."""
 
     pairs: str = runtime("")
     """JSONL or Parquet file of `prompt` (text or messages), `chosen`, `rejected`, and optional `margin`; `.gz` too."""
@@ -142,6 +165,8 @@ class RewardConfig(Config):
     """Dimensions of the score."""
     fusion: FusionConfig = FusionConfig()
     """How they become one score."""
+    writer: WriterConfig = WriterConfig()
+    """Language model of the text branches."""
     loss: LossConfig = LossConfig()
     """What is minimised."""
     tune: bool = False
@@ -184,6 +209,12 @@ class RewardConfig(Config):
     """Worker failures that Ray Train recovers from."""
     step_log: str = runtime("")
     """File to which every optimizer step taken is appended as a JSON line, repeated ones too; empty logs none."""
+
+    def measures(self) -> dict[str, Direction]:
+        """Numbers by which a sweep can compare runs, and which way is better; none is of the test pairs."""
+        pairs: dict[str, Direction] = {"dev_pair_accuracy": "max", "dev_pair_nll": "min", "dev_ece": "min"}
+        losses: dict[str, Direction] = {"loss": "min", "dev_loss": "min"}
+        return {**losses, **(pairs if self.pairs or self.pairs_from else {})}
 
     @model_validator(mode="after")
     def _fits(self) -> RewardConfig:

@@ -154,7 +154,9 @@ class Run:
         scored, pairs = self.scored(part)
         differences = scored.scores[pairs[:, 0]] - scored.scores[pairs[:, 1]]
         named = (("train", self.data.train), ("dev", self.data.dev), ("evaluated", part))
+        dev = (scored, pairs) if part is self.data.dev else self.scored(self.data.dev)
         return {
+            "measures": self._measures(*dev),
             "figures": diagnosis.measure(scored, pairs) | {"agreement": self.agreement(scored, part)},
             "calibration": calibration.curve(differences) if len(pairs) else [],
             "pairs": diagnosis.rows(scored, pairs),
@@ -165,6 +167,15 @@ class Run:
             "cut": {"prompts": self.material.features.cut_prompts, "responses": self.material.features.cut_responses},
             "overlaps": self.data.overlaps,
             "contradictions": self.data.contradictions,
+        }
+
+    def _measures(self, scored: diagnosis.Scored, pairs: np.ndarray) -> dict[str, float]:
+        """What a sweep may look for: losses of training, and of dev at the weights kept, and figures of dev pairs."""
+        looks = [look["dev_loss"] for look in self.looks if look["phase"] == self.phases[-1].title]
+        found = {"loss": self.rows[-1]["loss"], "dev_loss": min(looks)}
+        figures = diagnosis.measure(scored, pairs)
+        return found | {
+            f"dev_{name}": figures[name] for name in ("pair_accuracy", "pair_nll", "ece") if name in figures
         }
 
     def scored(self, part: Part) -> tuple[diagnosis.Scored, np.ndarray]:
@@ -189,9 +200,10 @@ class Run:
 
     def model(self) -> RewardModel:
         """The trained model, with the facts that its directory keeps."""
-        settings = {
-            "calibration": {"scale": float(self.structure.fusion.scale), "shift": float(self.structure.fusion.shift)}
-        }
+        fusion, writer = self.structure.fusion, self.config.writer
+        settings: dict[str, Any] = {"calibration": {key: float(getattr(fusion, key)) for key in ("scale", "shift")}}
+        if self.structure.writer is not None:
+            settings["writer"] = writer.model_dump(mode="json")
         return RewardModel(self.structure, self.config.name, "unsaved", settings)
 
     def _structure(self, model: str) -> Structure:
@@ -209,6 +221,7 @@ class Run:
         if config.gpus_per_worker:
             body = body.to("cuda")
         structure = Structure(body, ranged(config.branches, self.data), config.fusion, own_tools=config.own_tools)
+        structure.set_writer(config.writer)
         return structure.to(body.device)
 
     def _mutable(self) -> dict[str, torch.Tensor]:

@@ -121,6 +121,9 @@ class SweepConfig(Config):
     """Directory of the artefact; the trials' artefacts lie in `trials` below it."""
     seed: int = 0
     """Of the points. The stage's own seed is in `base`."""
+    minutes: float = runtime(0.0, ge=0)
+    """After so many minutes the sweep ends with the trials that have finished; 0 waits for all. A sweep that goes on
+    has as many again."""
     max_concurrent: int = runtime(0, ge=0)
     """Trials at once; 0 takes as many as the nodes have room for with all their workers."""
     driver_cpus: float = runtime(0.0, ge=0)

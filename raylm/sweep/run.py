@@ -60,7 +60,7 @@ def run(sweep: SweepConfig) -> Manifest:
     if stage.finished is None:
         at_once = capacity.concurrent(_nodes(), _need(sweep, tried), sweep.max_concurrent)
         grid = tuner.fit(sweep, objectives, tried, at_once, stage.store)
-        finish(stage, sweep, objectives, [_trial(sweep, result) for result in grid], at_once)
+        finish(stage, sweep, objectives, [_trial(sweep, result) for result in grid if _begun(result)], at_once)
     report.for_stage("sweep", stage.store)
     assert stage.finished is not None
     return stage.finished
@@ -176,6 +176,11 @@ def _trial(sweep: SweepConfig, result: Any) -> Trial:
         error=" ".join(error.split())[:500],
         reports=reports,
     )
+
+
+def _begun(result: Any) -> bool:
+    """Whether a trial got anywhere before the sweep's minutes were over."""
+    return bool(result.metrics) or result.error is not None
 
 
 def _measured(sweep: SweepConfig, result: Any) -> set[str]:

@@ -2,7 +2,8 @@
 
 A verb can be swept when its config class has `measures()`, which names the numbers that its runs report, and the fields
 of its workers. Its workers send these numbers to the sink of `raylm.train.job.fit` as `measures` of a row, after every
-look, and the manifest has the last ones under figures.measures.
+look, and the manifest has the last ones under figures.measures. A stage that has them at its end alone says so with
+`measured_on_the_way = False`, and cannot be swept by a scheduler.
 """
 
 from __future__ import annotations
@@ -93,6 +94,11 @@ def check(sweep: SweepConfig, points: Sequence[Point]) -> tuple[Objective, ...]:
     known = config_class(sweep)
     if "out" in sweep.base:
         raise UserError("base.out: every trial has a directory of its own below the sweep's out; leave it out of base")
+    if sweep.scheduler.kind != "none" and not getattr(known, "measured_on_the_way", True):
+        raise UserError(
+            f"scheduler.kind={sweep.scheduler.kind}: {sweep.stage} reports its measures at the end alone, so there is "
+            "nothing to stop or change a trial by; use scheduler.kind=none"
+        )
     for name in sweep.space:
         _check_key(known, name)
     spaces.check(sweep.space)

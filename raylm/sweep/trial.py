@@ -114,7 +114,7 @@ class _Reports:
 def _claimed(job: Job, key: str, trial: str) -> str:
     """Name of a trial's directory: its key, or one of its own while another trial at the same point still runs.
 
-    Optuna may suggest a point twice. A claim of an earlier session is that of a trial that was lost; it is gone on with.
+    Optuna may suggest a point twice. The claim of an earlier session is a lost trial's, which is gone on with.
     """
     store, claim = Store(job.root), {"session": job.session, "trial": trial}
     name = f"claims/{key}.json"

@@ -66,6 +66,7 @@ def fit(sweep: SweepConfig, objectives: Sequence[Objective], tried: Sequence[Poi
                 num_samples=sweep.search.trials if sweep.search.kind == "optuna" else 1,
                 max_concurrent_trials=at_once,
                 reuse_actors=True,
+                time_budget_s=60 * sweep.minutes or None,
             ),
             run_config=tune.RunConfig(
                 name=NAME,

@@ -63,6 +63,15 @@ def test_objectives_take_their_direction_from_the_stage_unless_told():
         ({"search": {"kind": "optuna"}, "scheduler": {"kind": "pbt"}}, "scheduler.kind=pbt chooses points itself"),
         ({"search": {"trials": 3}, "scheduler": {"kind": "pbt"}}, "a population of 3 is too small"),
         ({"scheduler": {"kind": "asha", "grace": 100}}, "scheduler.grace"),
+        (
+            {
+                "stage": "train-reward",
+                "base": {"pairs": "x"},
+                "scheduler": {"kind": "asha"},
+                "objectives": ["dev_loss"],
+            },
+            "train-reward reports its measures at the end alone.*use scheduler.kind=none",
+        ),
     ],
 )
 def test_bad_input_is_named(changes, words):
@@ -117,7 +126,28 @@ def test_the_verb_may_be_the_first_argument(tmp_path):
 
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"space": {"lr": {"choice": [1.0]}}, "objectives": ["loss"]}))
     given = [str(tmp_path / "sweep.yaml"), "seed=2"]
-    resolved = load(SweepConfig, VERBS["sweep"].arguments(["finetune", *given]))
+    resolved = VERBS["sweep"].load(["finetune", *given])
     assert (resolved.stage, resolved.seed) == ("finetune", 2)
     with pytest.raises(UserError, match="stage is required"):
-        load(SweepConfig, VERBS["sweep"].arguments(given))
+        VERBS["sweep"].load(given)
+
+
+DATA = {
+    "finetune": {"watch": {"chains": "held.jsonl"}}, "train-classifier": {"train": "x"}, "train-reward": {"pairs": "x"},
+    "train-retriever": {"data": "x"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", sorted(DATA))
+def test_every_stage_that_trains_can_be_swept(stage):
+    """Its config names measures that no test split enters, and has what a sweep asks of workers."""
+    assert stage in stages.sweepable()
+    space = {"seed": {"choice": [0, 1]}}
+    made = build(SweepConfig, {"stage": stage, "base": DATA[stage], "space": space, "objectives": ["loss"]})
+    assert stages.check(made, tuner.points(made))[0].mode == "min"
+    config = stages.base_config(made)
+    assert set(config.measures().values()) <= {"min", "max"}
+    assert not [name for name in config.measures() if "test" in name]
+    assert config.workers >= 1
+    assert config.cpus_per_worker > 0
+    assert config.gpus_per_worker >= 0

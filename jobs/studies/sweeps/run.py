@@ -1,6 +1,7 @@
 """Sweep isolation schedules, or strengths of soft labels, and confirm the best on seeds and data it was not chosen by.
 
-    python -m jobs.studies.sweeps.run isolation|smoothing [--seeds 1 2 3 4 5] [--trials N] [--out runs/studies/sweeps]
+    python -m jobs.studies.sweeps.run isolation|smoothing [--seeds 1 2 3 4 5] [--set KEY=VALUE ...]
+        [--out runs/studies/sweeps]
 
 isolation: a Llama of half a million parameters learns to reverse words and then to sort numbers, and is looked at for
 what it forgets; searched by Optuna for little forgetting and much learning. smoothing: heads on a frozen all-MiniLM,
@@ -33,17 +34,16 @@ KEPT = ("trials", "finished", "stopped", "failed", "best", "hypervolume", "refer
 """Figures of the sweep that the result has too."""
 
 
-def main(name: str, seeds: list[int], trials: int, out: Path) -> None:
-    """Prepare, sweep, confirm, write."""
+def main(name: str, seeds: list[int], changes: list[str], out: Path) -> None:
+    """Prepare, sweep, confirm, write; `changes` are of the sweep's config."""
     study, folder = STUDIES[name], (out / name).absolute()
     base = study.prepare(folder)
     arguments = [
         f"jobs/configs/sweeps/{name}.yaml",
         f"base={json.dumps(base)}",
         f"out={folder}/sweep",
-        "max_concurrent=1",
     ]
-    sweep = load(SweepConfig, [*arguments, *([f"search.trials={trials}"] if trials else [])])
+    sweep = load(SweepConfig, [*arguments, *changes])
     manifest = sweeps.run(sweep)
     best = nested(manifest.figures["best"]["point"])
     rows = [row for seed in seeds for row in _confirmed(study, base, best, seed, folder)]
@@ -90,8 +90,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="on which the best is confirmed")
-    parser.add_argument("--trials", type=int, default=0, help="instead of the config's number")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the sweep's config")
     parser.add_argument("--out", type=Path, default=Path("runs/studies/sweeps"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    main(options.study, options.seeds, options.trials, options.out)
+    main(options.study, options.seeds, options.set, options.out)
