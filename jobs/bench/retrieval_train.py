@@ -43,7 +43,8 @@ def _once(folder: Path, repeat: int, queries: int) -> dict[str, Any]:
     theirs = train(_plain(run.config), data, run.config, 1)
     pairs = len(run.data.pairs)
     return {
-        "repeat": repeat, "ratio": theirs / ours, "ours": ours, "theirs": theirs, "pairs": pairs, "pairs_per_second_ours": pairs / ours,
+        "repeat": repeat, "ratio": theirs / ours, "ours": ours, "theirs": theirs, "pairs": pairs,
+        "pairs_per_second_ours": pairs / ours,
         "pairs_per_second_theirs": pairs / theirs, "threads": torch.get_num_threads(),
     }  # fmt: skip
 
