@@ -6,8 +6,7 @@
 search_vs_faiss: queries/s through our index (checks, ids, ties and all) over those of the faiss index inside it, k 10,
 by kind of index and batch size; the headline is the least of them. encode_vs_sentence_transformers: texts/s of one
 all-MiniLM over that of sentence-transformers, passages and questions of medquad where $RAYLM_DATA is set, else drawn
-words. keyword_vs_loop: of jobs.bench.softlabels, or measured
-again with --keywords. train_vs_sentence_transformers: as
+words. keyword_vs_loop: of jobs.bench.softlabels, or measured again with --keywords. train_vs_sentence_transformers: as
 jobs.bench.retrieval_train does. The two sides of a ratio take turns in one process, on one thread; searches and
 encodings are timed in CPU seconds, so that what else runs on the machine counts for neither.
 """

@@ -69,12 +69,7 @@ class Run:
         read = [self.data.train, self.data.dev] if known is None or not config.freeze else [_NONE, _NONE]
         self.train_tokens, self.dev_tokens = (self.tokens(part) for part in read)
         self.overlong = self._check_length()
-        vectors = self.vectors(self.data.train) if config.soft.kind in NEEDS_VECTORS else None
-        train, dev = ((part.texts, part.gold) for part in (self.data.train, self.data.dev))
-        self.targets = targets.make(
-            config.soft, train, dev, len(self.data.labels), vectors=vectors, taught=self._taught(teacher),
-            seed=config.seed,
-        )  # fmt: skip
+        self.targets = self._targets(teacher)
         self.soft = torch.from_numpy(self.targets.rows).float()
         self.gold = torch.from_numpy(self.data.train.gold)
         counts = np.bincount(self.data.train.gold, minlength=len(self.data.labels))
@@ -112,13 +107,18 @@ class Run:
             self.pooled[id(texts)] = found.to(next(self.model.parameters()).device)
         return self.pooled[id(texts)]
 
-    def _taught(self, teacher: Callable[[Texts], np.ndarray] | None) -> tuple[np.ndarray, np.ndarray] | None:
-        """A teacher's log-probabilities of the training and the dev texts."""
-        if self.config.soft.kind != "distillation":
-            return None
-        ask = teacher or teacher_of(self.config.soft.teacher, self.data.labels)
-        train, dev = (np.log(np.maximum(ask(part), 1e-12)) for part in (self.data.train, self.data.dev))
-        return train, dev
+    def _targets(self, teacher: Callable[[Texts], np.ndarray] | None) -> targets.Targets:
+        """Soft labels of the training texts, with all that their kind needs."""
+        soft, taught = self.config.soft, None
+        train, dev = self.data.train, self.data.dev
+        vectors = self.vectors(train) if soft.kind in NEEDS_VECTORS else None
+        if soft.kind == "distillation":
+            ask = teacher or teacher_of(soft.teacher, self.data.labels)
+            logs = [np.log(np.maximum(ask(part), 1e-12)) for part in (train, dev)]
+            taught = logs[0], logs[1]
+        pairs = [(part.texts, part.gold) for part in (train, dev)]
+        more = {"vectors": vectors, "taught": taught, "seed": self.config.seed}
+        return targets.make(soft, pairs[0], pairs[1], len(self.data.labels), **more)  # type: ignore[arg-type]
 
     def tokens(self, texts: Texts) -> Tokens:
         """Texts for the model."""

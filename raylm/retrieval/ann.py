@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
+import faiss as _faiss
 import numpy as np
 
 from raylm.errors import UserError
 from raylm.retrieval.index_config import IndexSettings
 
+faiss: Any = _faiss  # its type stubs lack what its Python layer adds
 FLAT_LIMIT = 50_000
 """Vectors up to which the exact search is fast enough, so that auto takes it (measured: flat 100, hnsw 4,000 queries a
 second for 100,000 vectors of 384 coordinates)."""

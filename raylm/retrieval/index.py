@@ -8,11 +8,10 @@ once tail and deleted documents are a share of the whole, everything is built ag
 from __future__ import annotations
 
 import math
-import os
 import weakref
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from raylm.retrieval import fusion
 from raylm.retrieval.ann import Ann, packed
 from raylm.retrieval.fusion import Hit
 from raylm.retrieval.index_config import IndexSettings, Mode
+from raylm.retrieval.index_parts import Base, Source, Tail, check_ids, no_tail, unit
 from raylm.retrieval.lexical import Lexical
 
 if TYPE_CHECKING:
@@ -37,52 +37,6 @@ _TAIL_MIN, _TAIL_MAX = 256, 4096
 """Changes that are always and never left to wait."""
 _hit = tuple.__new__  # a named tuple without its own constructor, which takes most of the time of a short search
 _hashes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Source:
-    """The encoder that an index is of."""
-
-    name: str
-    hash: str
-    """As `Encoder.hash`."""
-    revision: str = ""
-    """Commit of a hub model."""
-    max_length: int | None = None
-    """Tokens of a text that are read; None is what the encoder's directory says."""
-
-    @classmethod
-    def of(cls, encoder: Encoder, name: str, revision: str | None = None) -> Source:
-        """An encoder that was loaded by this name."""
-        place = os.path.abspath(name) if os.path.isdir(name) else name
-        return cls(place, encoder.hash, revision or "", encoder.max_length)
-
-
-@dataclass(frozen=True)
-class Base:
-    """The built part; rows are documents."""
-
-    ids: np.ndarray
-    """[rows], strings as objects."""
-    texts: Sequence[str]
-    places: dict[str, int]
-    """Row of every id."""
-    ann: Ann
-    lexical: Lexical
-    stored: dict[str, str] = field(default_factory=dict)
-    """File to its SHA-256, once they are known."""
-
-
-@dataclass(frozen=True)
-class Tail:
-    """What came since."""
-
-    ids: tuple[str, ...]
-    texts: tuple[str, ...]
-    vectors: np.ndarray
-    """[documents, dimension] float32."""
-    counts: tuple[Counter[str], ...]
-    """Words of each document."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +71,10 @@ class Index:
         Raises:
             UserError: repeated ids, counts that differ, vectors that are not finite or zero.
         """
-        found = _unit(np.asarray(vectors), ids, None)
-        _check_ids(ids, texts, len(found))
+        found = unit(np.asarray(vectors), ids, None)
+        check_ids(ids, texts, len(found))
         ann = Ann.build(found, settings)
-        asked = _unit(np.asarray(queries), (), found.shape[1]) if queries is not None and len(queries) else None
+        asked = unit(np.asarray(queries), (), found.shape[1]) if queries is not None and len(queries) else None
         if asked is None:
             asked = found[np.random.default_rng(0).permutation(len(found))[:200]]
         facts = {
@@ -131,7 +85,7 @@ class Index:
         names = np.array(list(ids), dtype=object)
         places = {name: row for row, name in enumerate(names)}
         base = Base(names, list(texts), places, ann, Lexical.of(texts, settings))
-        return cls(source, settings, base, _no_tail(found.shape[1]), frozenset(), facts)
+        return cls(source, settings, base, no_tail(found.shape[1]), frozenset(), facts)
 
     @classmethod
     def open(cls, path: str) -> Index:
@@ -158,7 +112,7 @@ class Index:
 
     def __contains__(self, id: str) -> bool:
         row = self.base.places.get(id, -1)
-        return id in self.tail.ids or (row >= 0 and row not in self.dead)
+        return id in self._later or (row >= 0 and row not in self.dead)
 
     @property
     def dimension(self) -> int:
@@ -181,8 +135,8 @@ class Index:
         Raises:
             KeyError: it is not there.
         """
-        if id in self.tail.ids:
-            return self.tail.texts[self.tail.ids.index(id)]
+        if (place := self._later.get(id)) is not None:
+            return self.tail.texts[place]
         row = self.base.places[id]
         if row in self.dead:
             raise KeyError(id)
@@ -198,7 +152,7 @@ class Index:
         Raises:
             UserError: another dimension, or a vector that is not finite.
         """
-        queries = _unit(np.asarray(vectors), (), self.dimension)
+        queries = unit(np.asarray(vectors), (), self.dimension)
         want = min(k, len(self))
         if want <= 0 or not len(queries):
             return [[] for _ in queries]
@@ -286,8 +240,8 @@ class Index:
         """
         if encoder is not None:
             self.check_encoder(encoder)
-        found = _unit(np.asarray(vectors), ids, self.dimension)
-        _check_ids(ids, texts, len(found))
+        found = unit(np.asarray(vectors), ids, self.dimension)
+        check_ids(ids, texts, len(found))
         kept, _ = self._without(ids)
         counts = tuple(Counter(self.base.lexical.split(text)) for text in texts)
         old = kept.tail
@@ -307,6 +261,11 @@ class Index:
         texts = [self.base.texts[row] for row in alive] + list(self.tail.texts)
         found = Index.build(self.ids, texts, vectors, source=self.source, settings=self.settings)
         return replace(found, facts={**self.facts, **found.facts})
+
+    @cached_property
+    def _later(self) -> dict[str, int]:
+        """Place in the tail of every id there."""
+        return {name: place for place, name in enumerate(self.tail.ids)}
 
     @cached_property
     def _dead_bits(self) -> np.ndarray | None:
@@ -361,51 +320,14 @@ class Index:
         gone = set(ids)
         in_base = {name: row for name in gone if (row := self.base.places.get(name, -1)) >= 0 and row not in self.dead}
         keep = [place for place, name in enumerate(self.tail.ids) if name not in gone]
-        unknown = [name for name in dict.fromkeys(ids) if name not in in_base and name not in self.tail.ids]
+        unknown = [name for name in dict.fromkeys(ids) if name not in in_base and name not in self._later]
         tail = self.tail
         if len(keep) < len(tail.ids):
-            columns = (tuple(column[n] for n in keep) for column in (tail.ids, tail.texts, tail.counts))
-            names, texts, counts = columns
-            tail = Tail(names, texts, tail.vectors[keep], counts)
+            names, texts = (tuple(column[n] for n in keep) for column in (tail.ids, tail.texts))
+            tail = Tail(names, texts, tail.vectors[keep], tuple(tail.counts[n] for n in keep))
         return replace(self, tail=tail, dead=self.dead | frozenset(in_base.values())), unknown
 
     def _settled(self) -> Index:
         waiting = len(self.tail.ids) + len(self.dead)
         limit = min(_TAIL_MAX, max(_TAIL_MIN, self.settings.compact_at * len(self)))
         return self.compacted() if waiting > limit else self
-
-
-def _no_tail(dimension: int) -> Tail:
-    return Tail((), (), np.zeros((0, dimension), np.float32), ())
-
-
-def _check_ids(ids: Sequence[str], texts: Sequence[str], vectors: int) -> None:
-    if not len(ids) == len(texts) == vectors:
-        raise UserError(f"{len(ids)} ids, {len(texts)} texts and {vectors} vectors; each document needs one of each")
-    if len(set(ids)) < len(ids):
-        twice = [name for name, count in Counter(ids).items() if count > 1]
-        raise UserError(f"{len(twice)} document ids are there more than once, such as {twice[0]}; ids must differ")
-
-
-def _unit(vectors: np.ndarray, ids: Sequence[str], dimension: int | None) -> np.ndarray:
-    """Vectors as float32 of length 1.
-
-    Raises:
-        UserError: no matrix, another dimension, or a row that is zero or not finite; names it.
-    """
-    if vectors.ndim != 2 or (dimension is not None and vectors.shape[1] != dimension):
-        wanted = f"[vectors, {dimension}]" if dimension is not None else "[vectors, dimension]"
-        raise UserError(f"vectors of shape {list(vectors.shape)}; this index takes {wanted}")
-    found = np.ascontiguousarray(vectors, dtype=np.float32)
-    if len(found) == 1 and abs(float(found[0].dot(found[0])) - 1.0) < 1e-5:
-        return found
-    squares = np.einsum("nd,nd->n", found, found)
-    good = np.abs(squares - 1.0) < 1e-5
-    if good.all():
-        return found
-    lengths = np.sqrt(squares)
-    broken = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 1e-12)))
-    if len(broken):
-        named = f"document {ids[broken[0]]}" if len(ids) else f"vector {broken[0]}"
-        raise UserError(f"{len(broken)} vectors are zero or not finite, first that of {named}; encode it again")
-    return found / lengths[:, None]

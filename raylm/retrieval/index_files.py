@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from raylm.config import identity
 from raylm.errors import UserError
 from raylm.retrieval.ann import Ann
-from raylm.retrieval.index import Base, Index, Source, Tail
+from raylm.retrieval.index import Index
 from raylm.retrieval.index_config import IndexSettings
+from raylm.retrieval.index_parts import Base, Source, Tail
 from raylm.retrieval.lexical import Lexical
 from raylm.storage import Store
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -45,7 +46,8 @@ def run(config: IndexConfig) -> Manifest:
             check_lengths(encoder, collection, config)
         units = list(shards(collection, config.shard))
         done = run_units(
-            units, IndexWorker, {"config": config}, stage.store, config.compute, label="index", noun="shards",
+            units, IndexWorker, {"config": _absolute(config)}, stage.store, config.compute,
+            label="index", noun="shards",
             note=lambda summary: f"{summary['rows'] / summary['encoding']:.0f} documents/s a worker",
         )  # fmt: skip
         check_failures(done, len(units), 0.0, stage.store, "shards")
@@ -54,6 +56,11 @@ def run(config: IndexConfig) -> Manifest:
     report.for_stage("index", stage.store)
     assert stage.finished is not None
     return stage.finished
+
+
+def _absolute(config: IndexConfig) -> IndexConfig:
+    """For actors, whose working directory may be another one."""
+    return config.model_copy(update={"model": os.path.abspath(config.model)}) if os.path.isdir(config.model) else config
 
 
 def load_encoder(config: IndexConfig) -> Encoder:
@@ -90,7 +97,8 @@ class IndexWorker:
     """Encodes shards; one encoder an actor."""
 
     def __init__(self, config: IndexConfig) -> None:
-        self.config, self.encoder = config, None  # type: tuple[IndexConfig, Encoder | None]
+        self.config = config
+        self.encoder: Encoder | None = None
         self.busy = asyncio.Lock()
 
     async def start(self) -> None:

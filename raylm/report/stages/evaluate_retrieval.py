@@ -121,8 +121,8 @@ def _add_ranks(page: Page, rows: list[dict[str, Any]], manifest: Manifest) -> No
     page.grid([
         figure(figures.histogram({"queries": [row[name] for row in rows]}, title=f"{name} of each query", x=name,
                                  y="queries")),
-        figure(figures.lines({"queries": (list(range(1, depth + 1)), reached)}, title="First relevant one", x="rank",
-                             y="share of queries that have one up to here", limits=(0, 1.02))),
+        figure(figures.lines({"queries": (list(range(1, depth + 1)), reached)}, x="rank", y="share of queries",
+                             title="A relevant document up to this rank", limits=(0, 1.02))),
     ])  # fmt: skip
     worst = sorted(rows, key=lambda row: (row[name], -row["relevant"]))[:WORST]
     page.section("Worst queries", f"The {len(worst)} with the lowest {name}.")
