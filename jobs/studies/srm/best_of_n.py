@@ -126,7 +126,7 @@ def _questions(count: int) -> list[tuple[str, str]]:
     draws = random.Random(0)
     found = []
     for _ in range(count):
-        terms = [draws.randint(10, 99) for _ in range(5)]
+        terms = [draws.randint(10, 99) for _ in range(draws.randint(4, 6))]
         found.append((f"What is {' + '.join(map(str, terms))}?", str(sum(terms))))
     return list(dict(found).items())
 
