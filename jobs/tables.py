@@ -167,7 +167,12 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("studies/srm", "srm_minus_scalar_topical_chat_usr", "rated chats: branches minus scalar", "{:+.1%}"),
     ("studies/srm", "srm_minus_scalar_summeval", "rated summaries: the same", "{:+.1%}"),
     ("studies/srm", "srm_minus_scalar_qa_feedback", "preferred answers: the same", "{:+.1%}"),
-    ("studies/srm_best_of_n", "srm_minus_majority", "best of eight by the reward model minus majority", "{:+.1%}"),
+    (
+        "studies/srm_best_of_n",
+        "srm_vote_minus_majority",
+        "vote of eight weighed by the reward model minus majority",
+        "{:+.1%}",
+    ),
     ("studies/srm_best_of_n", "srm_unchecked_minus_majority", "the same without the arithmetic check", "{:+.1%}"),
 )
 """Results file, figure, words, format."""

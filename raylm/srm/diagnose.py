@@ -59,7 +59,7 @@ def run(config: DiagnoseConfig) -> Manifest:
         figures = diagnosis.measure(scored, pairs) | {"agreement": agreed, "swap": swap}
         model = {"name": settings["name"], "revision": reference.revision}
         _finish(
-            stage, scored, pairs, config.examples, figures=figures, model=model, timing={"seconds": seconds}
+            stage, scored, pairs, config.examples, figures=diagnosis.known(figures), model=model, timing={"seconds": seconds}
         )  # fmt: skip
     report.for_stage("diagnosis", stage.store)
     assert stage.finished is not None
