@@ -156,6 +156,24 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("bench/submit", "trials_per_hour", "sweep trials an hour at micro size, two cores", "{:.0f}"),
     ("bench/headloss", "failed_requests", "Serve's head killed and back: requests lost for good", "{:.0f}"),
     ("bench/headloss", "recovery_seconds", "seconds until Serve takes a new version again", "{:.0f}"),
+    ("bench/reward", "branches_cost_ratio", "reward model: time of five branches over a plain classifier's", "{:.2f}"),
+    ("bench/reward", "speedup_vs_generative", "a pair by the reward model over one by a generative judge", "{:.0f}x"),
+    ("studies/srm", "pair_accuracy_scalar", "planted preferences: pairs ranked rightly by a scalar model", "{:.1%}"),
+    ("studies/srm", "pair_accuracy_srm", "the same by a model of branches", "{:.1%}"),
+    ("studies/srm", "pair_accuracy_shuffled", "the same with the branches' values shuffled", "{:.1%}"),
+    ("studies/srm", "attribution_top1", "pairs whose largest share is the deciding dimension's", "{:.1%}"),
+    ("studies/srm", "attribution_chance", "the same by chance", "{:.1%}"),
+    ("studies/srm", "diagonal_wins_planted", "branches, of five, whose removal hurts their own dimension most", "{}"),
+    ("studies/srm", "srm_minus_scalar_topical_chat_usr", "rated chats: branches minus scalar", "{:+.1%}"),
+    ("studies/srm", "srm_minus_scalar_summeval", "rated summaries: the same", "{:+.1%}"),
+    ("studies/srm", "srm_minus_scalar_qa_feedback", "preferred answers: the same", "{:+.1%}"),
+    (
+        "studies/srm_best_of_n",
+        "srm_vote_minus_majority",
+        "vote of eight weighed by the reward model minus majority",
+        "{:+.1%}",
+    ),
+    ("studies/srm_best_of_n", "srm_unchecked_minus_majority", "the same without the arithmetic check", "{:+.1%}"),
 )
 """Results file, figure, words, format."""
 
