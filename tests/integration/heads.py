@@ -40,9 +40,9 @@ class Nodes:
         self.token.write_text("0123456789abcdef" * 4)
         self.token.chmod(0o600)
         self.environment = {
-            **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "OMP_NUM_THREADS": "1",
-            "RAY_USAGE_STATS_ENABLED": "0", "DS_ACCELERATOR": "cpu", "RAY_agent_register_timeout_ms": "300000",
-            **(environment or {}),
+            **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "DS_ACCELERATOR": "cpu",
+            "RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "300000", **(environment or {}),
         }  # fmt: skip
         self.environment.pop("RAY_ADDRESS", None)
         self.added = []
