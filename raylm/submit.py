@@ -242,7 +242,7 @@ def _connect(address: str) -> JobSubmissionClient:
         raise UserError(f"--address {address}: no Ray dashboard answers there ({error}); is the cluster up?") from None
     except AuthenticationError as error:
         raise UserError(
-            f"--address {address}: the cluster refuses the token ({_first_line(str(error))}); copy that of its head node "
+            f"--address {address}: the cluster refuses the token ({_first_line(str(error))}); copy that of its head "
             "(RAY_AUTH_TOKEN_PATH there, or ~/.ray/auth_token) and name the file with --token-file"
         ) from None
     return client
