@@ -1,11 +1,13 @@
 """How fast are search, encoding and training, beside what they are built on and their neighbours?
 
-    python -m jobs.bench.retrieval [--vectors N] [--texts N] [--repeats N] [--threads N] [--out runs/bench/retrieval]
+    python -m jobs.bench.retrieval [--vectors N] [--texts N] [--repeats N] [--threads N] [--pairs N]
+        [--keywords] [--no-train]
 
 search_vs_faiss: queries/s through our index (checks, ids, ties and all) over those of the faiss index inside it, k 10,
 by kind of index and batch size; the headline is the least of them. encode_vs_sentence_transformers: texts/s of one
 all-MiniLM over that of sentence-transformers, passages and questions of medquad where $RAYLM_DATA is set, else drawn
-words. keyword_vs_loop: as jobs.bench.softlabels measures it. train_vs_sentence_transformers: as
+words. keyword_vs_loop: of jobs.bench.softlabels, or measured
+again with --keywords. train_vs_sentence_transformers: as
 jobs.bench.retrieval_train does. The two sides of a ratio take turns in one process, on one thread; searches and
 encodings are timed in CPU seconds, so that what else runs on the machine counts for neither.
 """
@@ -100,8 +102,12 @@ def encode(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def keywords(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Keyword scores of 100,000 texts and 100 labels, and the plain double loop scaled up from its first texts."""
-    rows = softlabels.measure(100_000, 100, 50_000, asked=100, repeats=min(3, options.repeats))
+    """Keyword scores and the plain double loop: the rows of `python -m jobs.bench.softlabels`, where it has run."""
+    file = results.HERE / "bench/results/softlabels.jsonl"
+    if options.keywords or not file.exists():
+        rows = softlabels.measure(100_000, 100, 50_000, asked=100, repeats=min(3, options.repeats))
+    else:
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
     return [{"what": "keyword_vs_loop", "ratio": row["loop"] / row["score"], **row} for row in rows]
 
 
@@ -109,7 +115,10 @@ def train(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Training pairs/s over those of sentence-transformers' trainer."""
     from jobs.bench.retrieval_train import train_ratio
 
-    return [{"what": "train_vs_sentence_transformers", **row} for row in train_ratio(options.out, options.repeats)]
+    ratios, rows = train_ratio(options.repeats, options.pairs)
+    each = ratios["train_vs_sentence_transformers"]
+    what = "train_vs_sentence_transformers"
+    return [{"what": what, "ratio": ratio, **row} for ratio, row in zip(each, rows, strict=True)]
 
 
 def drawn(count: int, seed: int) -> np.ndarray:
@@ -161,5 +170,6 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--train", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/retrieval"))
+    parser.add_argument("--pairs", type=int, default=64, help="queries of a training run")
+    parser.add_argument("--keywords", action="store_true", help="measure keyword scores again")
     main(parser.parse_args())

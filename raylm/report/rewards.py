@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ CASES = 4
 
 
 def number(value: float | None, form: str = ".3f") -> str:
-    """A figure, or a dash where there is none."""
-    return "-" if value is None or value != value else format(value, form)  # noqa: PLR0124 - not a number
+    """A figure, or nothing where there is none."""
+    return "" if value is None or math.isnan(value) else format(value, form)
 
 
 def tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -41,13 +42,15 @@ def add_dimensions(page: Page, found: Mapping[str, Any]) -> None:
     )
     agreed = found.get("agreement", {})
     rows = []
-    for name, alone in found.get("branch_alone", {}).items():
+    shares = {name: value for name, value in found.get("mean_share", {}).items() if value is not None}
+    shares = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    for name in shares:
+        alone = found["branch_alone"][name]
         own = agreed.get(name, {})
-        texts = f"{own['texts']:,.0f}" if own else "-"
+        texts = f"{own['texts']:,.0f}" if own else ""
         correlations = [number(own.get(key)) for key in ("spearman", "kendall")]
         rows.append((name, number(alone), number(found["mean_share"][name]), *correlations, texts))
     page.table(("branch", "alone", "share", "Spearman", "Kendall", "rated texts"), rows)
-    shares = {name: value for name, value in found.get("mean_share", {}).items() if value is not None}
     if shares:
         page.figure(figures.barh(shares, title="What moves the scores", x="mean size of a branch's share, log-odds"))
 
@@ -84,8 +87,8 @@ def add_bad_cases(page: Page, groups: Sequence[Mapping[str, Any]]) -> None:
                 block("response", side, kind, None, f"{case[side]}")
                 for side, kind in (("chosen", "correct"), ("rejected", "wrong"))
             ]
-            title = f"{group['dimension']}: {case['difference']:+.2f}"
-            page.example(title, f"shares: {shares}. Prompt: {case['prompt'][:300]}", parts)
+            parts = [block("response", "prompt", "", None, case["prompt"]), *parts]
+            page.example(f"{group['dimension']}: {case['difference']:+.2f}", shares, parts)
 
 
 def _largest(shares: Mapping[str, float]) -> list[tuple[str, float]]:

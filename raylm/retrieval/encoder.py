@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from raylm.errors import UserError
-from raylm.llm import models
+from raylm.llm import models, quick
 from raylm.llm.tokens import Tokens
 
 Kind = Literal["query", "document"]
@@ -92,6 +92,7 @@ class Encoder(nn.Module):
         Raises:
             UserError: it is nowhere to be had, or has modules or a pooling that this class lacks.
         """
+        quick.without_sklearn()
         from transformers import AutoModel
         from transformers.utils import logging
 

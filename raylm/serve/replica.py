@@ -168,7 +168,8 @@ class Remote:
         if handle is None:
             handle = self._handle.options(multiplexed_model_id=model) if model else self._handle
             self._handles[model] = handle
-        for _ in range(TRIES):
+        for tried in range(TRIES):
+            await asyncio.sleep(0.2 * tried)
             try:
                 result = await handle.call.remote(method, *arguments)
             except BackPressureError:

@@ -25,6 +25,7 @@ from raylm.serve.retriever import RetrieverBackend
 from raylm.serve.reward import RewardBackend
 
 PAGE = Path(__file__).parent / "page"
+FILES = {"/": "index.html", "/docs": "docs.html", "/page.js": "page.js", "/docs.js": "docs.js", "/page.css": "page.css"}
 SECURITY = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -128,6 +129,7 @@ def create_app(served: Served, kinds: Sequence[str] = ("reward", "retriever"), o
         title="raylm",
         version=__version__,
         description="Rewards that say why, vectors and search. Errors have OpenAI's form.",
+        docs_url=None,  # FastAPI's page would load scripts from elsewhere
         redoc_url=None,
     )
     app.add_exception_handler(ApiError, _api_error)
@@ -186,14 +188,10 @@ def _add_common(app: FastAPI, served: Served) -> None:
     async def metrics() -> Response:
         return Response(served.metrics.page(), media_type="text/plain; version=0.0.4")
 
-    for path, file, kind in (
-        ("/", "index.html", "html"),
-        ("/page.js", "page.js", "javascript"),
-        ("/page.css", "page.css", "css"),
-    ):
-        app.add_api_route(
-            path, _page((PAGE / file).read_bytes(), f"text/{kind}; charset=utf-8"), include_in_schema=False
-        )
+    kinds = {"html": "html", "js": "javascript", "css": "css"}
+    for path, file in FILES.items():
+        page = _page((PAGE / file).read_bytes(), f"text/{kinds[file.rpartition('.')[2]]}; charset=utf-8")
+        app.add_api_route(path, page, include_in_schema=False)
 
 
 def _page(content: bytes, kind: str) -> Any:

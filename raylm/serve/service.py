@@ -134,6 +134,9 @@ class Service(Generic[ModelT]):
     def _model(self, name: str) -> ModelT:
         try:
             return self.versions.get(name)
+        except KeyError:  # a gateway may know of a new model before this replica does
+            message = "the model is about to be loaded; try again"
+            raise ApiError(503, "model_not_ready", message, param="model", headers={"Retry-After": "1"}) from None
         except UserError as error:
             event("load_failed", level=logging.ERROR, model=name)
             raise ApiError(

@@ -31,6 +31,10 @@ class SoftLabelConfig(Config):
     temperature: Annotated[float, Field(ge=0)] | Literal["length"] = 0.0
     """Of the softmax over scores; 0 takes the one that makes held-out gold labels most likely, length the mean number
     of words of a training text (the published form of keyword)."""
+    centre: bool = False
+    """Of keyword and centroid: take away each label's mean score over the training texts (source: our choice). Labels
+    with many texts have many words and so high scores for every text, which under a long tail is the very mass that
+    smoothing should give to the tail."""
     permute: bool = False
     """Shuffle the values of the labels that are not gold: the control for what is not about likeness of labels."""
     segment: Literal["auto", "words", "spaces", "chinese"] = "auto"

@@ -72,6 +72,9 @@ def make(
             table = KeywordTable.of(texts, [int(label) for label in gold], labels, words)
             relevance = table.scores if config.kind == "keyword" else table.similarities
             scores, held = relevance(leave_one_out=config.leave_one_out), relevance(words.counts(held_out[0]))
+            if config.centre:
+                usual = scores.mean(0)
+                scores, held = scores - usual, held - usual
         temperature = _temperature(config, held, known, table)
         soft = distributions.from_scores(scores, temperature)
     if config.permute:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from raylm.errors import UserError
+from raylm.llm import quick
 from raylm.llm.chat import IGNORE, training_ids
 
 if TYPE_CHECKING:
@@ -209,6 +210,7 @@ class Layout:
 
 def load(folder: str | Path, *, max_length: int, keep: str = "both", device: str = "cpu") -> Backbone:
     """A backbone from a model directory; safetensors only."""
+    quick.without_sklearn()
     from transformers import AutoModel
     from transformers.utils import logging
 

@@ -82,6 +82,26 @@ class FusionConfig(Config):
     """Text: tokens of a branch's text at most."""
 
 
+class WriterConfig(Config):
+    """The language model that writes the side texts of text branches."""
+
+    model: str = "smollm2-135m-instruct"
+    """A model directory, smollm2-135m-instruct, micro, or a hub id."""
+    revision: str | None = None
+    """Commit of a hub model."""
+    prompt: str = (
+        "Prompt: {prompt}\n\nResponse: {response}\n\nRate the {dimension} of the response{range}. "
+        "Answer with the number, then give a reason in a few words."
+    )
+    """What it is asked; {prompt}, {response}, {dimension} and {range} are filled in."""
+    max_tokens: int = Field(96, ge=1)
+    """Tokens of a side text."""
+    context: int = Field(1024, ge=64)
+    """Tokens of question and side text; the middle of a longer prompt is left out, never the response."""
+    batch_size: int = runtime(32, ge=1)
+    """Side texts that are written at the same time, of all branches together."""
+
+
 class LossConfig(Config):
     """What branches and fusion are trained by."""
 
@@ -145,6 +165,8 @@ class RewardConfig(Config):
     """Dimensions of the score."""
     fusion: FusionConfig = FusionConfig()
     """How they become one score."""
+    writer: WriterConfig = WriterConfig()
+    """Language model of the text branches."""
     loss: LossConfig = LossConfig()
     """What is minimised."""
     tune: bool = False

@@ -16,7 +16,7 @@ from raylm.errors import UserError
 from raylm.llm import models
 from raylm.srm import backbone
 from raylm.srm.backbone import Prompt
-from raylm.srm.config import BranchConfig, FusionConfig
+from raylm.srm.config import BranchConfig, FusionConfig, WriterConfig
 from raylm.srm.structure import Structure
 
 SETTINGS, WEIGHTS, FORMAT = "srm.json", "srm.safetensors", 1
@@ -74,6 +74,7 @@ class RewardModel:
         if {name: value.shape for name, value in weights.items()} != expected:
             raise UserError(f"{place / WEIGHTS}: its tensors do not fit {SETTINGS}; copy the model again")
         structure.load_state_dict(weights, strict=False)
+        structure.set_writer(WriterConfig.model_validate(settings.get("writer", {})))
         revision = models.resolve_encoder(str(place)).ref.revision
         return cls(structure.to(device), settings.get("name") or place.name, revision, settings)
 

@@ -200,9 +200,10 @@ class Run:
 
     def model(self) -> RewardModel:
         """The trained model, with the facts that its directory keeps."""
-        settings = {
-            "calibration": {"scale": float(self.structure.fusion.scale), "shift": float(self.structure.fusion.shift)}
-        }
+        fusion, writer = self.structure.fusion, self.config.writer
+        settings: dict[str, Any] = {"calibration": {key: float(getattr(fusion, key)) for key in ("scale", "shift")}}
+        if self.structure.writer is not None:
+            settings["writer"] = writer.model_dump(mode="json")
         return RewardModel(self.structure, self.config.name, "unsaved", settings)
 
     def _structure(self, model: str) -> Structure:
@@ -220,6 +221,7 @@ class Run:
         if config.gpus_per_worker:
             body = body.to("cuda")
         structure = Structure(body, ranged(config.branches, self.data), config.fusion, own_tools=config.own_tools)
+        structure.set_writer(config.writer)
         return structure.to(body.device)
 
     def _mutable(self) -> dict[str, torch.Tensor]:

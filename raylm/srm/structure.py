@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from raylm.srm import branches, fusion
 from raylm.srm.backbone import Backbone, Pair, Prompt
 from raylm.srm.branches import Branch, Inputs, TrainedBranch
-from raylm.srm.config import BranchConfig, FusionConfig
+from raylm.srm.config import BranchConfig, FusionConfig, WriterConfig
 from raylm.srm.fusion import AdditiveFusion
 
 
@@ -59,6 +60,17 @@ class Structure(nn.Module):
         for name, size in (("", backbone.width), ("context_", backbone.hidden)):
             self.register_buffer(f"{name}center", torch.zeros(size))
             self.register_buffer(f"{name}deviation", torch.ones(size))
+
+    def set_writer(self, config: WriterConfig) -> None:
+        """Load what writes the side texts, where there are text branches.
+
+        Raises:
+            UserError: as `AdapterWriter`.
+        """
+        if any(spec.kind == "text" for spec in self.specs):
+            from raylm.srm.sidetext import AdapterWriter
+
+            self.writer = AdapterWriter(config, self.specs, str(self.backbone.device))
 
     @property
     def branches(self) -> list[Branch]:
@@ -116,11 +128,11 @@ class Structure(nn.Module):
         return self.backbone.features(self.backbone.batch(pairs))
 
 
-class Writer:
+class Writer(Protocol):
     """Writes side texts; see `raylm.srm.sidetext`."""
 
     def write(
         self, specs: Sequence[BranchConfig], prompts: Sequence[Prompt], responses: Sequence[str]
     ) -> dict[str, list[str]]:
         """Side texts of all text branches, by branch."""
-        raise NotImplementedError
+        ...

@@ -15,9 +15,10 @@ from raylm.storage import Store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+SUMS = {"task": "chain_sum", "checker": "number"}  # the task's own checker loads all tasks, once for each actor
 SOURCES = {
-    "in_domain": [{"name": "chain_sum", "limit": 12, "params": {"min_terms": 2, "max_terms": 3}}],
-    "out_of_domain": [{"name": "longer", "task": "chain_sum", "limit": 6, "params": {"min_terms": 5, "max_terms": 6}}],
+    "in_domain": [{**SUMS, "name": "chain_sum", "limit": 12, "params": {"min_terms": 2, "max_terms": 3}}],
+    "out_of_domain": [{**SUMS, "name": "longer", "limit": 6, "params": {"min_terms": 5, "max_terms": 6}}],
 }
 
 
@@ -161,6 +162,7 @@ def test_a_killed_driver_resumes_to_the_same_bytes(whole, start_job, tmp_path):
     assert 4 <= len(saved) < 18
     assert not (tmp_path / "killed" / "manifest.json").exists()
     manifest = run(killed)
-    assert json.loads((tmp_path / "killed" / "timing.json").read_text())["resumed"] == len(saved)
+    # The cluster outlives its driver: what an actor finished before it was ended counts as well.
+    assert len(saved) <= json.loads((tmp_path / "killed" / "timing.json").read_text())["resumed"] < 18
     assert data_bytes(tmp_path / "killed") == data_bytes(out)
     assert manifest == undisturbed

@@ -19,13 +19,15 @@ from raylm.search.explore import run
 from raylm.storage import Store
 
 PROBLEMS = 12
+# Checked by number, in the actor's own process: the task's own checker would load all tasks in one more for each actor.
+SUMS = {"name": "chain_sum", "limit": PROBLEMS, "seed": 5, "params": {"max_digits": 2}, "checker": "number"}
 
 
 def config(out, **changes):
     script = {"accuracy": 0.7, "latency": changes.pop("latency", 0.0)}
     data = {
         "out": str(out),
-        "problems": [{"name": "chain_sum", "limit": PROBLEMS, "seed": 5, "params": {"max_digits": 2}}],
+        "problems": [SUMS],
         "engine": {"kind": "scripted", "model": "micro", "script": script, "request_log": f"{out}.requests"},
         "search": {"rounds": 4, "samples": 3, "enough_good": 0},
         "compute": {"cpus": 1, "in_flight": 4},
@@ -155,7 +157,7 @@ def test_overlapping_expansions_survive_a_killed_actor_too(ray_cluster, tmp_path
 def test_a_reward_model_stands_in_for_the_verifier(ray_cluster, tmp_path, classifier):
     value = {"verifier": 0, "reward_model": 1, "model": str(classifier)}
     search = {"strategy": "beam", "rounds": 3, "samples": 3, "beam": 2, "value": value}
-    problems = [{"name": "chain_sum", "limit": 3, "seed": 5, "params": {"max_digits": 2}}]
+    problems = [{**SUMS, "limit": 3}]
     manifest = run(config(tmp_path / "explore", search=search, problems=problems))
     assert "reward_model" in manifest.inputs
     for tree in from_table(Tree, Store(str(tmp_path / "explore")).read_data()):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 import torch.multiprocessing
 
@@ -23,6 +24,7 @@ from raylm.retrieval.prepare import check, documents, load
 from raylm.retrieval.run import Run
 from raylm.storage import Store
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 ROOT = Path(__file__).parent.parent.parent
 BEASTS, PLACES = ("otter", "falcon", "badger", "salmon"), ("harbour", "station", "market", "museum")
 
@@ -109,7 +111,7 @@ def test_two_workers_have_the_loss_and_the_gradients_of_one(small, collection, t
 
 
 def start(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}  # the session's
     command = [sys.executable, "-m", "jobs.train_retriever", *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

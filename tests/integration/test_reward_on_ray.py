@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from raylm.config import build
 from raylm.srm import diagnose, score
@@ -18,11 +19,12 @@ from raylm.srm.model import RewardModel
 from raylm.storage import Store
 from tests.srm.conftest import BRANCHES, encoder, files, rows, write  # noqa: F401 - fixtures
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 ROOT = Path(__file__).parent.parent.parent
 
 
 def start(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}  # the session's
     command = [sys.executable, "-m", "jobs.train_reward", *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -81,6 +81,16 @@ def until(condition, seconds=120):
         time.sleep(0.2)
 
 
+def replicas(name=""):
+    """Processes of Serve's replicas, below this one."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            line = " ".join(process.cmdline())
+            found += [process] if "ServeReplica" in line and name in line else []
+    return found
+
+
 @contextlib.contextmanager
 def asking(client, body):
     """Scores asked for without a pause meanwhile: (status, revision, score) of each answer."""
@@ -167,6 +177,22 @@ def test_deployed_again_with_another_model_nothing_fails(client, serve, settings
     assert by_name["revision"] == second.revision
 
 
+def test_replicas_of_other_settings_take_over_without_a_failed_request(client, serve, settings, folder):
+    """Batches by Serve's clock in place of our own: every process is replaced, a new one before an old one goes."""
+    changed = {
+        **settings,
+        "batching": {"kind": "clock", "wait_ms": 1},
+        "reward": {"reward": {"path": str(folder / "old")}},
+    }
+    before = {process.pid for process in replicas()}
+    with asking(client, PAIR) as answers:
+        serve.run(app.build_all(build(ServeConfig, changed)), name="raylm", route_prefix="/")
+        until(lambda: not before & {process.pid for process in replicas()})
+        settled = len(answers)
+        until(lambda: len(answers) > settled + 3)
+    check(answers, RewardModel.load(folder / "old"))
+
+
 def test_acknowledged_documents_survive_a_killed_replica(client):
     """Documents are written while the replica is killed; those that were acknowledged are all found afterwards."""
     written, failed, stop = [], [], threading.Event()
@@ -182,7 +208,7 @@ def test_acknowledged_documents_survive_a_killed_replica(client):
     thread = threading.Thread(target=write)
     thread.start()
     until(lambda: len(written) >= 5)
-    victims = [child for child in psutil.Process().children(recursive=True) if "Retriever" in " ".join(child.cmdline())]
+    victims = replicas("Retriever")
     for victim in victims:
         os.kill(victim.pid, signal.SIGKILL)
     before = len(written)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from transformers import AutoTokenizer
 
 from raylm.llm import models, quick
 
@@ -28,6 +27,8 @@ def test_a_model_comes_without_scikit_learn_and_transformers_is_told_the_truth_a
 
 @pytest.mark.parametrize("name", ["micro", "smollm2-135m-instruct"])
 def test_the_quick_tokenizer_is_the_one_that_auto_tokenizer_finds(name):
+    from transformers import AutoTokenizer
+
     path = models.resolve(name).path
     fast, found = quick.tokenizer(path), AutoTokenizer.from_pretrained(str(path))
     assert type(fast) is type(found)

@@ -145,6 +145,18 @@ def test_finetune_report_plots_training(finetune_store):
     assert ">120<" in html
 
 
+def test_sets_that_were_watched_show_what_was_learned_and_lost_again(finetune_store):
+    report.for_artefact(finetune_store.url)
+    html = html_of(finetune_store)
+    assert ">Forgetting against plasticity</text>" in html
+    for share in ("80.0%", "50.0%"):  # best of the first set, and what it lost of that
+        assert share in html
+    watch = finetune_store.read_table("data/watch.parquet")
+    finetune_store.write_table("data/watch.parquet", watch.slice(0, 3))
+    report.for_artefact(finetune_store.url)
+    assert "Forgetting against plasticity" not in html_of(finetune_store)
+
+
 def test_a_single_mask_has_nothing_to_be_compared_with(finetune_store):
     table = finetune_store.read_table("data/isolation.parquet").slice(0, 1)
     finetune_store.write_table("data/isolation.parquet", table)

@@ -125,6 +125,18 @@ def test_a_browser_scores_a_pair_and_searches(browser, make_app, settings, tmp_p
     assert "<title>raylm</title>" in shown
 
 
+@pytest.mark.parametrize("browser", browsers())
+def test_a_browser_shows_the_api_with_nothing_from_elsewhere(browser, make_app, settings, tmp_path):
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
+    with serving(make_app(settings)) as address:
+        command = [browser, *options, f"--user-data-dir={tmp_path}", "--dump-dom", f"{address}/docs"]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
+        paths = httpx.get(f"{address}/openapi.json").json()["paths"]
+        assert "default-src 'self'" in httpx.get(f"{address}/docs").headers["content-security-policy"]
+    assert all(f" {path}</code>" in shown for path in paths)
+    assert "encoding_format" in shown
+
+
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_a_fuzzer_finds_no_fault(address, mode):
     """Every route gets generated requests, legal and not: no 5xx, and every answer is as the document says."""

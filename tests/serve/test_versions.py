@@ -1,5 +1,6 @@
 """Models are verified, replaced while they serve, kept when the new files are damaged, and let go when others come."""
 
+import asyncio
 import hashlib
 import json
 import shutil
@@ -9,6 +10,7 @@ import pytest
 from raylm.errors import UserError
 from raylm.serve import reward
 from raylm.serve.config import RewardSource
+from raylm.serve.metrics import Metrics
 from raylm.serve.versions import Source, Versions, verify
 from raylm.srm.model import RewardModel
 
@@ -116,6 +118,28 @@ def test_a_reward_model_that_is_cut_short_keeps_the_old_one(served_models, tmp_p
     models.refresh()
     assert models.get("a") is before
     assert "a" in models.errors
+
+
+def test_a_service_says_what_it_cannot_load_and_serves_the_rest(served_models, tmp_path):
+    shutil.copytree(served_models / "first", tmp_path / "broken")
+    (tmp_path / "broken" / "srm.json").write_text("{")
+    paths = {"whole": served_models / "first", "broken": tmp_path / "broken"}
+    given = {name: RewardSource(path=str(path)) for name, path in paths.items()}
+    service = reward.RewardService(reward.sources(given, 1, 0), Metrics())
+    service.start()
+
+    async def scene():
+        asked = [service.score(name, "red", ["one"]) for name in ("whole", "broken", "later", "whole")]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        await service.close()
+        return found, await service.models()
+
+    (whole, broken, later, again), models = asyncio.run(scene())
+    assert whole == again
+    assert (broken.status, broken.code) == (503, "model_unavailable")
+    assert (later.status, later.code) == (503, "model_not_ready")
+    assert [(model.id, model.loaded) for model in models] == [("whole", True), ("broken", False)]
+    assert "srm.json" in models[1].error
 
 
 def test_a_revision_that_was_asked_for_is_held_to(served_models):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def test_files_of_all_forms_are_read_alike(tmp_path, files, configured):
     import pyarrow.parquet as pq
 
     pairs, _ = rows()
-    (tmp_path / "z.jsonl.gz").write_bytes(gzip.compress(open(files["pairs"], "rb").read()))
+    (tmp_path / "z.jsonl.gz").write_bytes(gzip.compress(Path(files["pairs"]).read_bytes()))
     pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "z.parquet")
     found = [
         load(configured(pairs=str(path))) for path in (files["pairs"], tmp_path / "z.jsonl.gz", tmp_path / "z.parquet")
@@ -73,7 +74,7 @@ def test_malformed_ratings_are_refused(tmp_path, configured, row, says):
 def test_what_cannot_be_learned_is_refused(tmp_path, configured):
     _, ratings = rows()
     flat = [{**row, "scores": {"goodness": 2, "coin": 1}} for row in ratings]
-    with pytest.raises(UserError, match="branch goodness: all .* are 2; a dimension without variance"):
+    with pytest.raises(UserError, match=r"branch goodness: all .* are 2; a dimension without variance"):
         load(configured(ratings=write(tmp_path / "flat.jsonl", flat)))
     with pytest.raises(UserError, match="branch goodness: no training row has the rating 'other'"):
         load(configured(branches=[{"name": "goodness", "column": "other"}]))

@@ -134,17 +134,28 @@ def test_features_are_computed_once_and_may_be_given(encoder, configured, tmp_pa
         assert torch.equal(first.material.features.raw, other.material.features.raw)
 
 
+def tool(name, **more):
+    return {"branches": [{"name": name, "kind": "tool", **more}]}
+
+
+def own(name):
+    return tool(name, tool=f"tests.srm.test_reward_run:{name}")
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"max_length": 32, "max_cut_share": 0.0, "branches": [{"name": "quality"}]}, "responses do not fit into max_length=32"),
-        ({"branches": [{"name": "arithmetic", "kind": "tool"}]}, "branch arithmetic has nothing to say of any of the training"),
-        ({"branches": [{"name": "one", "kind": "tool", "tool": "tests.srm.test_reward_run:one"}]}, "is code that this model names"),
-        ({"branches": [{"name": "one", "kind": "tool", "tool": "tests.srm.test_reward_run:one"}], "own_tools": True}, "branch one says 1 of all training texts"),
-        ({"branches": [{"name": "ill", "kind": "tool", "tool": "tests.srm.test_reward_run:ill"}], "own_tools": True}, "branch ill fails on .*ValueError: ill"),
-        ({"branches": [{"name": "retrieval", "kind": "tool"}]}, "a retrieval branch needs index="),
+        (
+            {"max_length": 32, "max_cut_share": 0.0, "branches": [{"name": "quality"}]},
+            "responses do not fit into max_length=32",
+        ),
+        (tool("arithmetic"), "branch arithmetic has nothing to say of any of the training"),
+        (own("one"), "is code that this model names"),
+        ({**own("one"), "own_tools": True}, "branch one says 1 of all training texts"),
+        ({**own("ill"), "own_tools": True}, "branch ill fails on .*ValueError: ill"),
+        (tool("retrieval"), "a retrieval branch needs index="),
     ],
-)  # fmt: skip
+)
 def test_what_would_fail_later_is_refused_before_training(encoder, configured, tmp_path, changes, says):
     pairs, _ = rows()
     long = [{**row, "chosen": row["chosen"] + " good" * 40} for row in pairs]

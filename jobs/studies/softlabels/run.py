@@ -28,13 +28,14 @@ import numpy as np
 import torch
 
 from jobs import results
-from jobs.studies.epi.analysis import interval
+from jobs.studies.epi.analysis import RESAMPLES, interval
 from raylm.classify.config import ClassifierConfig
 from raylm.classify.data import Texts
 from raylm.classify.model import Tokens, encode
 from raylm.classify.run import Run
 from raylm.config import build
 from raylm.llm import models
+from raylm.retrieval.significance import randomisation
 
 SETS = {
     "trec_qc": ("trec_qc/train", "", "trec_qc/test"),
@@ -62,6 +63,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "kwls": {"kind": "keyword"},
     "permuted": {"kind": "keyword", "permute": True},
     "kwls_all_counts": {"kind": "keyword", "leave_one_out": False},
+    "kwls_centred": {"kind": "keyword", "centre": True},
     "kwls_kl": {"kind": "keyword", "mode": "kl"},
     "kwls_published": {
         "kind": "keyword", "mode": "two_head", "leave_one_out": False, "temperature": "length", "guard": False,
@@ -214,9 +216,13 @@ def _vectors(name: str, out: Path) -> dict[str, np.ndarray]:
 
 
 def summarise(tier: Tier, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Means over sets and seeds, and the paired differences from hard and uniform labels and the permuted control."""
+    """Means over sets and seeds, and paired differences from hard and uniform labels and the permuted control.
+
+    A difference comes with its bootstrap interval over pairs of set and seed, and with the p-value of the paired
+    randomisation test as p_ARM_minus_OTHER.
+    """
     keys = sorted({(row["set"], row["seed"]) for row in rows})
-    found = {}
+    found, tests = {}, {}
     for stress in tier.stresses:
         suffix = "" if stress == "full" else f"_{stress}"
         by = {(row["arm"], (row["set"], row["seed"])): row for row in rows if row["stress"] == stress}
@@ -226,7 +232,9 @@ def summarise(tier: Tier, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any
             for other in sorted({"hard", "uniform", "permuted"} - {arm}):
                 gaps = [by[arm, key]["macro_f1"] - by[other, key]["macro_f1"] for key in keys]
                 found[f"{arm}_minus_{other}{suffix}"] = interval(gaps)
-    return {name: value for name, (value, _) in found.items()}, {name: bounds for name, (_, bounds) in found.items()}
+                tests[f"p_{arm}_minus_{other}{suffix}"] = randomisation(gaps, RESAMPLES, 0)
+    figures = {name: value for name, (value, _) in found.items()} | tests
+    return figures, {name: bounds for name, (_, bounds) in found.items()}
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str,
                 values = [by[name, arm, seed][key] for seed in own if key in by[name, arm, seed]]
                 if values:
                     found[f"{key}_{arm}{suffix}"] = interval(values)
-        for dimension, agreed in by[name, "scalar", own[0]].get("agreement", {}).items():
+        for dimension, agreed in by[name, "srm", own[0]].get("agreement", {}).items():
             for key in ("spearman", "kendall"):
-                values = [by[name, "scalar", seed]["agreement"][dimension][key] for seed in own]
+                values = [by[name, "srm", seed]["agreement"][dimension][key] for seed in own]
                 if agreed["texts"]:
                     found[f"{key}_{dimension}{suffix}"] = interval(values)
     figures: dict[str, Any] = {name: value for name, (value, _) in found.items()}
@@ -47,7 +47,11 @@ def diagonal(by: dict[tuple[str, str, int], dict[str, Any]], seeds: Sequence[int
     if not seeds:
         return {}
     dimensions = sorted(by["planted", "srm", seeds[0]]["by_dimension"])
-    branch = {arm.removeprefix("without_").removeprefix("tool_"): arm for _, arm, _ in by if arm.startswith("without_")}
+    branch = {
+        arm.removeprefix("without_").removeprefix("tool_"): arm
+        for name, arm, _ in by
+        if name == "planted" and arm.startswith("without_")
+    }
     losses = {
         taken: {hurt: sum(_loss(by, branch[taken], hurt, seed) for seed in seeds) / len(seeds) for hurt in dimensions}
         for taken in dimensions

@@ -36,9 +36,10 @@ def arms(run: Run, chosen: Set, seed: int) -> Iterator[dict[str, Any]]:
         return values
 
     full = ("quality", *dimensions)
-    yield _row(run, "scalar", keep("quality"), test) | {"agreement": _agreement(run, test)}
+    agreed = {"agreement": _agreement(run, test)}
+    yield _row(run, "scalar", keep("quality"), test)
     yield _row(run, "scalar_wide", keep("wide"), test)
-    yield _row(run, "srm", keep(*full), test, explain=True)
+    yield _row(run, "srm", keep(*full), test, explain=True) | agreed
     yield _row(run, "srm_without_quality", keep(*dimensions), test)
     yield _row(run, "shuffled", _shuffled(keep(*full), names, dimensions, run, seed), test)
     yield _row(run, "filler", _noise(keep(*full), names, dimensions, seed), test)

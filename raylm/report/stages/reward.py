@@ -18,7 +18,10 @@ def build(store: Store, related: dict[str, Store]) -> Page:
     counts = found["counts"]
     page.table(
         ("part", "pairs", "ratings"),
-        [(name, f"{own['pairs']:,}", f"{own['ratings']:,}") for name, own in counts.items()],
+        [
+            (name, *(f"{counts[name][kind]:,}" for kind in ("pairs", "ratings")))
+            for name in ("train", "dev", "evaluated")
+        ],
     )
     cut = found["cut"]
     page.text(
@@ -44,12 +47,14 @@ def _add_training(page: Page, store: Store) -> None:
         values = figures.smooth([row["loss"] for row in own], min(25, max(1, len(own) // 10)))
         losses[name] = (list(range(1, len(own) + 1)), values)
         seen = [row for row in looks if row["phase"] == name]
-        dev[name] = ([row["epoch"] for row in seen], [row["dev_loss"] for row in seen])
+        dev[name] = ([row["epoch"] for row in seen], [row["dev_loss"] / seen[0]["dev_loss"] for row in seen])
     folds = [name for name in phases if name.startswith("branches without")]
     page.section("Training and calibration", "Branches without a fold score its prompts, unseen, for the fusion.")
     blocks = [
         figure(figures.lines(losses, title="Loss", x="optimizer step of the phase", y="loss", faint=folds)),
-        figure(figures.lines(dev, title="Dev loss", x="epoch of the phase", y="loss", faint=folds)),
+        figure(
+            figures.lines(dev, title="Dev loss", x="epoch of the phase", y="share of the first epoch's", faint=folds)
+        ),
     ]
     if store.exists("data/calibration.parquet"):
         blocks.append(rewards.calibration(store))
