@@ -23,12 +23,26 @@ def chains(path, shift, count=24):
     return str(path)
 
 
-def start(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-m", "jobs.finetune", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+@pytest.fixture
+def start():
+    """Starts jobs, and ends those that a failed test leaves."""
+    jobs = []
+
+    def run(*arguments):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        command = [sys.executable, "-m", "jobs.finetune", *arguments]
+        jobs.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+        return jobs[-1]
+
+    yield run
+    for job in jobs:
+        if job.poll() is None:
+            job.kill()
+            job.wait()
 
 
 def finished(job):
@@ -53,7 +67,7 @@ def wait_for(condition, job):
     return found
 
 
-def test_killed_runs_go_on_also_with_one_worker_at_another_stage(tmp_path):
+def test_killed_runs_go_on_also_with_one_worker_at_another_stage(tmp_path, start):
     """First a worker is killed while a checkpoint is stored, which Ray Train mends, and then the job in a step."""
     data, out, steps = chains(tmp_path / "chains.jsonl", 1), tmp_path / "out", tmp_path / "steps"
     arguments = (*SETTINGS, f"chains={data}", f"out={out}", f"step_log={steps}")
@@ -91,7 +105,7 @@ def test_killed_runs_go_on_also_with_one_worker_at_another_stage(tmp_path):
     assert "isolation/mask.safetensors" in manifest["outputs"]
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_at_once(tmp_path):
+def test_a_gradient_that_is_not_finite_ends_the_run_at_once(tmp_path, start):
     data, steps = chains(tmp_path / "chains.jsonl", 1), tmp_path / "steps"
     job = start(*SETTINGS, f"chains={data}", f"out={tmp_path / 'out'}", f"step_log={steps}", "workers=1", "lr=1e30")
     printed, _ = job.communicate(timeout=400)
@@ -102,7 +116,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_at_once(tmp_path):
     assert logged == list(range(1, len(logged) + 1))  # none twice: it was not tried again
 
 
-def test_tasks_in_a_row_with_all_that_watches_them(tmp_path):
+def test_tasks_in_a_row_with_all_that_watches_them(tmp_path, start):
     """On two workers at stage 3: held-out looks, best weights, consolidation, adapters' rival settings, curves."""
     tasks = [
         {
