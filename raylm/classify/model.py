@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raylm.errors import UserError
+from raylm.llm import quick
+from raylm.llm.tokens import Tokens
 
+__all__ = ["TextClassifier", "Tokens", "encode", "load", "probabilities", "save"]
 SETTINGS, HEADS = "classifier.json", "heads.safetensors"
 
 
@@ -45,29 +48,6 @@ class TextClassifier(nn.Module):
         return [head(pooled) for head in self.heads]
 
 
-class Tokens:
-    """Texts as ids, and how many of them were longer than what is read."""
-
-    def __init__(self, texts: Sequence[str], tokenizer: Any, max_length: int) -> None:
-        """Tokenize texts; those that are longer are cut and counted."""
-        found = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"] if texts else []
-        self.overlong = sum(len(ids) > max_length for ids in found)
-        end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-        cut = [ids if len(ids) <= max_length else [*ids[: max_length - 1], end] for ids in found]
-        self.ids, self.padding = cut, tokenizer.pad_token_id or 0
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def batch(self, places: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask of some texts, [batch, longest]."""
-        rows = [self.ids[place] for place in places]
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [self.padding] * (longest - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        return ids, mask
-
-
 @torch.no_grad()
 def encode(model: TextClassifier, tokens: Tokens, batch: int = 128) -> np.ndarray:
     """Pooled vectors of all texts, [texts, hidden], float64."""
@@ -84,10 +64,8 @@ def _in_batches(model: TextClassifier, tokens: Tokens, batch: int, function: Any
     """A function of all texts, in batches of like lengths; training mode is put back afterwards."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    order = sorted(range(len(tokens)), key=lambda place: len(tokens.ids[place]))
     found: list[Any] = [None] * len(tokens)
-    for start in range(0, len(order), batch):
-        places = order[start : start + batch]
+    for places in tokens.by_length(batch):
         ids, mask = tokens.batch(places)
         for place, row in zip(places, function(ids.to(device), mask.to(device)).double().cpu().numpy(), strict=True):
             found[place] = row
@@ -110,6 +88,7 @@ def load(folder: str | Path) -> tuple[TextClassifier, Any]:
     Raises:
         UserError: the directory is not one that `save` wrote, or its heads are of other labels.
     """
+    quick.without_sklearn()
     from transformers import AutoModel, AutoTokenizer
 
     place = Path(folder)

@@ -67,22 +67,29 @@ def read_chains(path: str) -> tuple[list[dict[str, Any]], str]:
     if store.exists(MANIFEST):
         manifest = store.manifest()
         assert manifest is not None
-        rows, places = store.read_data().to_pylist(), path
-        digest = manifest.digest()
+        rows, digest = store.read_data().to_pylist(), manifest.digest()
     else:
-        folder, _, name = path.rpartition("/")
-        file = Store(folder or ".")
-        if not file.exists(name):
-            raise UserError(f"chains={path}: neither a finished synthesize artefact nor a JSONL or Parquet file")
-        data = file.read_bytes(name)
-        rows, places = _parse(path, data, file, name), path
-        digest = hashlib.sha256(data).hexdigest()[:16]
+        rows, digest = read_rows(path)
     for number, row in enumerate(rows, start=1):
-        _check(row, f"{places}:{number}")
+        _check(row, f"{path}:{number}")
         row["id"] = str(row.get("id", number))
     if not rows:
         raise UserError(f"chains={path}: no rows")
     return rows, digest
+
+
+def read_rows(path: str) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a JSONL or Parquet file as they are, and its digest.
+
+    Raises:
+        UserError: no such file, or a line is not JSON.
+    """
+    folder, _, name = path.rpartition("/")
+    file = Store(folder or ".")
+    if not file.exists(name):
+        raise UserError(f"chains={path}: neither a finished synthesize artefact nor a JSONL or Parquet file")
+    data = file.read_bytes(name)
+    return _parse(path, data, file, name), hashlib.sha256(data).hexdigest()[:16]
 
 
 def file_digest(path: str) -> str:

@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 from raylm.llm import models
 from raylm.train import checkpoint
 from raylm.train.config import FinetuneConfig
-from raylm.train.data import encode, read_all
+from raylm.train.data import read_all
 from raylm.train.engines import collect, make_engine, restore
 from raylm.train.isolation import save_mask
 from raylm.train.isolation.collectives import everyones
 from raylm.train.isolation.fragments import Fragments
 from raylm.train.loggers import Loggers
 from raylm.train.model import build_model, export, load_fragments
-from raylm.train.plan import Plan
 from raylm.train.trainer import Trainer
-from raylm.train.watch import Watch, held_out
+from raylm.train.watch import Watch
+from raylm.train.work import Work
 
 Save = Callable[[int, dict[str, Any]], None]
 """Stores this rank's state after a step; all ranks call it together."""
@@ -43,11 +43,11 @@ class Run:
             ranks: this rank, and how many there are.
             saved: directory of the checkpoint.
         """
-        self.config, self.source, self.root = config, model, root
-        self.rank, self.world = ranks
         tokenizer = models.load_tokenizer(model, config.trust_remote_code)
-        samples = encode(read_all(config)[0], tokenizer, config)
-        self.plan = Plan([sample.task for sample in samples], config)
+        work = Work.of(config, read_all(config)[0], tokenizer)
+        self.config, samples, self.plan = work.config, work.samples, work.plan
+        self.source, self.root, config = model, root, work.config
+        self.rank, self.world = ranks
         weights = build_model(model, config)
         self.trainable = sum(param.numel() for param in weights.parameters() if param.requires_grad)
         states = checkpoint.load(saved) if saved is not None else []
@@ -57,7 +57,7 @@ class Run:
             load_fragments(weights, fragments, saved)
         self.engine = make_engine(weights, config, self.world, self.plan.steps)
         self.trainer = Trainer(config, self.engine, samples, self.plan, tokenizer.pad_token_id or 0, ranks=ranks)
-        self.watch = Watch(config, held_out(config, tokenizer), self.plan)
+        self.watch = Watch(config, work.watched, self.plan, work.repair.extra)
         self.rows: list[dict[str, Any]] = []
         """A row a step; see `Trainer.step`."""
         self.first = 0
@@ -81,10 +81,12 @@ class Run:
                 self.engine.optimizer.penalty.settle()
             if loggers is not None:
                 loggers.write(step, {f"train/{key}": row[key] for key in ("loss", "lr", "grad_norm")})
-            if self.watch.due(step):
+            looked = self.watch.due(step)
+            if looked:
                 self._look(step, loggers)
             speed = self.trained / (time.monotonic() - self.clock)
-            on_step({"step": step, "loss": row["loss"], "tokens_per_second": speed})
+            measures = {"measures": self.measures(step)} if looked else {}
+            on_step({"step": step, "loss": row["loss"], "tokens_per_second": speed, **self._overlap(), **measures})
             if step % self.config.checkpoint_every == 0 and step < self.plan.steps:
                 save(step, self.state(step))
         if loggers is not None:
@@ -108,6 +110,7 @@ class Run:
             "masks": isolation.log if isolation is not None else [],
             "watch": self.watch.rows,
             "exported_step": self._exported(),
+            "measures": self.measures(self._exported()),
             "seen": sorted(row for rows in everyones(self.trainer.seen) for row in rows),
             "tokens_per_second": self.trained / seconds,
             "step_seconds": seconds / max(1, len(self.rows) - self.first),
@@ -115,6 +118,16 @@ class Run:
             "padding_share": self.trainer.padding / max(1, held),
             "export_largest_logit_difference": difference,
         }
+
+    def _overlap(self) -> dict[str, float]:
+        """Jaccard index of the newest mask with the first one, once there are two."""
+        isolation = self.engine.optimizer.isolation
+        newest = isolation.log[-1]["jaccard_first"] if isolation is not None and isolation.log else None
+        return {} if newest is None else {"mask_overlap": newest}
+
+    def measures(self, step: int) -> dict[str, float]:
+        """What a sweep may look for: the training loss of a step, and what held-out chains say up to it."""
+        return {"loss": self.rows[max(step, 1) - 1]["loss"], **self.watch.measures(step)}
 
     def _exported(self) -> int:
         """Step whose weights are exported."""

@@ -12,11 +12,10 @@ import pyarrow as pa
 from raylm.errors import UserError
 from raylm.llm import models
 from raylm.storage import Manifest, StageRun, Store
-from raylm.train import loggers
+from raylm.train import loggers, repair
 from raylm.train.config import FinetuneConfig
-from raylm.train.data import encode, file_digest, read_all
-from raylm.train.plan import Plan
-from raylm.train.watch import held_out
+from raylm.train.data import file_digest, read_all
+from raylm.train.work import Work
 
 
 def run(config: FinetuneConfig) -> Manifest:
@@ -30,18 +29,18 @@ def run(config: FinetuneConfig) -> Manifest:
     rows, digest = read_all(config)
     directory = models.resolve(config.model, config.revision, config.trust_remote_code)
     inputs = {"chains": digest, "model": directory.ref.revision}
+    if config.plan:
+        inputs["plan"] = repair.load(config.plan)[1]
     if config.isolation.mask_file:
         inputs["mask"] = file_digest(config.isolation.mask_file)
     stage = StageRun("finetune", config, config.out, inputs)
     if stage.finished is None:
         tokenizer = models.load_tokenizer(directory.path, config.trust_remote_code)
-        samples = encode(rows, tokenizer, config)
-        plan = Plan([sample.task for sample in samples], config)
-        check_isolation(config, directory.path, plan.steps)
+        work = Work.of(config, rows, tokenizer)
+        check_isolation(config, directory.path, work.plan.steps)
         loggers.check(config)
-        held_out(config, tokenizer)
-        seconds = _train(config, stage, str(directory.path), plan.steps)
-        _finish(stage, config, directory, len(rows) - len(samples), seconds)
+        seconds = _train(config, stage, str(directory.path), work.plan.steps)
+        _finish(stage, directory, work, seconds)
     report.for_stage("finetune", stage.store)
     assert stage.finished is not None
     return stage.finished
@@ -82,6 +81,7 @@ def _train(config: FinetuneConfig, stage: StageRun, model_path: str, steps: int)
     absolute = {
         "isolation": isolation,
         "chains": Store(config.chains).place,
+        "plan": config.plan and os.path.abspath(config.plan),
         "step_log": config.step_log and os.path.abspath(config.step_log),
     }
     arguments = {"config": config.model_dump(mode="json") | absolute, "model": model_path, "root": stage.store.place}
@@ -93,7 +93,7 @@ def _train(config: FinetuneConfig, stage: StageRun, model_path: str, steps: int)
     return seconds
 
 
-def _finish(stage: StageRun, config: FinetuneConfig, directory: models.ModelDir, overlong: int, seconds: float) -> None:
+def _finish(stage: StageRun, directory: models.ModelDir, work: Work, seconds: float) -> None:
     store = stage.store
     log = store.read_json("log.json")
     store.write_table("data/steps.parquet", pa.Table.from_pylist(log["steps"]))
@@ -114,8 +114,10 @@ def _finish(stage: StageRun, config: FinetuneConfig, directory: models.ModelDir,
         figures={
             "first_loss": log["steps"][0]["loss"],
             "last_loss": log["steps"][-1]["loss"],
-            "overlong_chains": overlong,
+            "overlong_chains": work.overlong,
+            "repair": work.counts(),
             "exported_step": log["exported_step"],
+            "measures": log["measures"],
             "trainable_parameters": log["trainable_parameters"],
             "padding_share": log["padding_share"],
             "export_largest_logit_difference": log["export_largest_logit_difference"],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -24,12 +25,11 @@ def chains(path, shift, count=24):
 
 
 @pytest.fixture
-def start():
-    """Starts jobs, and ends those that a failed test leaves."""
-    jobs = []
+def start(ray_cluster):
+    """Starts jobs on the session's cluster, which saves each the start of its own; ends those that a test leaves."""
+    environment, jobs = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}, []
 
     def run(*arguments):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         command = [sys.executable, "-m", "jobs.finetune", *arguments]
         jobs.append(
             subprocess.Popen(

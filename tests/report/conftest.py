@@ -144,6 +144,9 @@ def synthesize_store(tmp_path, explore_store):
             "dropped": {"dropped_near_duplicate": 7, "dropped_wrong": 3},
             "rejected_critiques": {"json": 5, "content": 2},
             "pivots_within_one": 0.75,
+            "failure_types": {"premature_answer": 3, "arithmetic": 9},
+            "without_correct": 6,
+            "without_wrong": 5,
             "cost": {
                 "explorer": {"prompt_tokens": 9000, "generated_tokens": 4321},
                 "analyst": {"prompt_tokens": 700, "generated_tokens": 87},

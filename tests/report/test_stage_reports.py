@@ -122,6 +122,8 @@ def test_synthesize_report_tells_costs_and_rejected_critiques(synthesize_store):
     for text in ("4,321", "analyst", "Critiques that were rejected", "210 generated tokens for each chain", "75% of"):
         assert text in html
     assert ">synthesizer<" not in html  # it cost nothing
+    for text in ("premature answer", "6 problems have no correct path, 5 no wrong one"):
+        assert text in html
 
 
 def test_synthesize_report_without_the_trees_says_so(synthesize_store, tmp_path):

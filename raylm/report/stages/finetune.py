@@ -32,7 +32,8 @@ def build(store: Store, related: dict[str, Store]) -> Page:
     add_training(page, store)
     if manifest.figures:
         page.section("Figures")
-        page.table(("what", "value"), [(label(name), _short(value)) for name, value in manifest.figures.items()])
+        figures_shown = {name: value for name, value in manifest.figures.items() if name != "measures"}
+        page.table(("what", "value"), [(label(name), _short(value)) for name, value in figures_shown.items()])
     page.section("Made from")
     page.table(("what", "value"), made_from(manifest))
     return page

@@ -1,0 +1,1 @@
+"""Planted causes: does the diagnosis name them, and does its repair mend them?"""

@@ -1,0 +1,130 @@
+"""Signals of samples, out of what was asked, the neighbours and the log."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raylm.ilp.causes import Signals
+from raylm.ilp.config import DiagnoseConfig
+from raylm.ilp.items import Item, normal_form
+from raylm.ilp.log import Log
+from raylm.ilp.measure import Probed, Rows
+from raylm.ilp.neighbours import Pair
+from raylm.ilp.scoring import divergence_from
+
+ENOUGH = 20
+"""Learned samples from which on a quantile of them means something."""
+
+
+class SignalMaker:
+    """Makes the signals of samples."""
+
+    def __init__(
+        self,
+        config: DiagnoseConfig,
+        everyone: Sequence[Item],
+        pairs: Sequence[Pair],
+        nearest: np.ndarray,
+        *,
+        log: Log | None,
+    ) -> None:
+        """Over all samples, the pairs that ask the same, and each sample's similarity to its nearest question."""
+        self.config, self.everyone, self.nearest, self.log = config, everyone, nearest, log
+        self.place = {item.id: place for place, item in enumerate(everyone)}
+        self.against: dict[int, list[tuple[float, int]]] = {}
+        for pair in pairs:
+            if not pair.agrees:
+                self.against.setdefault(pair.left, []).append((pair.similarity, pair.right))
+                self.against.setdefault(pair.right, []).append((pair.similarity, pair.left))
+
+    def of(
+        self, items: Sequence[Item], probed: Mapping[str, Probed], before: Rows, believed: Mapping[str, Any]
+    ) -> dict[str, Signals]:
+        """Signals of some items.
+
+        Args:
+            items: the samples, none of them learned.
+            probed: of all samples that were looked at.
+            before: the base model's scores of them.
+            believed: the base model's responses by sample, the greedy one first, and by `SAMPLE/NUMBER` to
+                prerequisites.
+        """
+        learned = [before[name]["familiarity"] for name, each in probed.items() if each.verdict == "learned"]
+        familiar = np.sort(np.asarray(learned, dtype=float))
+        return {
+            item.id: Signals(
+                id=item.id,
+                **self._neighbours(item, probed[item.id].response),
+                **_belief(believed.get(item.id, ())),
+                **_knowledge(item, before[item.id], familiar, believed),
+                **self._path(item),
+            )
+            for item in items
+        }
+
+    def _neighbours(self, item: Item, response: str) -> dict[str, Any]:
+        place = self.place[item.id]
+        against = sorted(self.against.get(place, ()), reverse=True)
+        said = normal_form(response, item.check)
+        return {
+            "nearest": float(self.nearest[place]),
+            "contradiction": (against[0][0] if against else 0.0) if item.normal else None,
+            "opponents": tuple(self.everyone[other].id for _, other in against),
+            "echoes": bool(said) and any(self.everyone[other].normal == said for _, other in against),
+        }
+
+    def _path(self, item: Item) -> dict[str, Any]:
+        path = self.log.paths.get(item.id) if self.log is not None else None
+        if path is None or self.log is None:
+            return {}
+        return {
+            "exposures": len(path.steps),
+            "looks_right": path.looks_right,
+            "first_seen": path.steps[0] / self.log.steps,
+            "last_seen": path.steps[-1] / self.log.steps,
+            "falling": path.falling,
+            "alternation": path.alternation,
+            "confidence": path.confidence,
+            "variability": path.variability,
+        }
+
+
+def modal(normals: Sequence[str]) -> tuple[str, float]:
+    """The most frequent of some answers and its share; the first of equally frequent ones."""
+    counts = Counter(normals)
+    answer, count = counts.most_common(1)[0] if counts else ("", 0)
+    return answer, count / max(1, len(normals))
+
+
+def _belief(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the base model says when sampled, how often, and whether that is right."""
+    samples = sorted(rows, key=lambda row: row["place"])[1:]
+    answer, share = modal([row["normal"] for row in samples])
+    verdicts = [row["right"] for row in samples if row["right"] is not None]
+    agreeing = [row["right"] for row in samples if row["normal"] == answer]
+    return {
+        "base_right": sum(verdicts) / len(verdicts) if verdicts else None,
+        "base_answer": answer,
+        "base_confidence": share if samples else None,
+        "base_wrong": not any(agreeing) if agreeing and None not in agreeing else None,
+    }
+
+
+def _knowledge(
+    item: Item, score: Mapping[str, Any], familiar: np.ndarray, believed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """How familiar the question is to the base model, what it knows of the prerequisites, and how far it is off."""
+    answers = [believed.get(f"{item.id}/{number}") for number in range(len(item.prerequisites))]
+    needed = [bool(rows[0]["right"]) for rows in answers if rows]
+    rank = np.searchsorted(familiar, score["familiarity"]) / len(familiar) if len(familiar) >= ENOUGH else None
+    return {
+        "base_familiarity": score["familiarity"],
+        "familiarity_rank": None if rank is None else float(rank),
+        "prerequisite_accuracy": sum(needed) / len(needed) if needed else None,
+        "divergence": divergence_from(math.exp(score["least"])),
+    }

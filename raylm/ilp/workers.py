@@ -1,0 +1,242 @@
+"""What asks the models: workers that run as Ray Data actors, or in this process without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pyarrow as pa
+
+from raylm.errors import EngineDied
+from raylm.ilp.config import DiagnoseConfig
+from raylm.ilp.items import Check, Item, normal_form
+from raylm.ilp.rouge import rouge_l
+from raylm.ilp.scoring import Score, Scorer, min_k
+from raylm.llm.chat import prompt_ids, training_ids
+from raylm.llm.protocol import Sampling
+from raylm.seeds import stable_seed
+from raylm.storage import Store
+from raylm.tasks.answers import extract_answer
+from raylm.train.data import Sample
+from raylm.units import Unit
+
+if TYPE_CHECKING:
+    from raylm.llm.protocol import Engine
+    from raylm.tasks.verify import VerifierPool
+
+SCORES = pa.schema(
+    [(name, pa.string()) for name in ("id", "model")]
+    + [(name, pa.float64()) for name in ("logprob", "nll", "least", "familiarity")]
+    + [("tokens", pa.int64()), ("greedy", pa.bool_())]
+)
+OPTIONS = pa.schema([("id", pa.string()), ("logprobs", pa.list_(pa.float64())), ("gold_tokens", pa.int64()),
+                     ("option_tokens", pa.list_(pa.int64()))])  # fmt: skip
+RESPONSES = pa.schema(
+    [("id", pa.string()), ("place", pa.int64()), ("response", pa.string()), ("right", pa.bool_()),
+     ("normal", pa.string()), ("finished", pa.bool_()), ("reason", pa.string())]
+)  # fmt: skip
+
+
+class ScoreWorker:
+    """Scores samples' own answers (P3), and options beside them (P1), by one model."""
+
+    def __init__(self, config: DiagnoseConfig, path: str, model: str) -> None:
+        """Score by the model at `path`, which rows name `model`."""
+        self.config, self.path, self.model = config, path, model
+        self.scorer: Scorer | None = None
+        self.turn = asyncio.Lock()  # one batch at a time fills the machine, and no more memory than it needs
+
+    async def start(self) -> None:
+        """Load the model."""
+        await asyncio.to_thread(self._load)
+
+    async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
+        """Rows of `SCORES`, or of `OPTIONS` where items come with options."""
+        del store
+        async with self.turn:
+            return await asyncio.to_thread(self._score, unit)
+
+    async def close(self) -> None:
+        """Free the model."""
+        self.scorer = None
+
+    def _load(self) -> None:
+        import torch
+
+        from raylm.llm.models import load_tokenizer
+
+        torch.set_num_threads(max(1, int(self.config.compute.cpus)))
+        self.tokenizer = load_tokenizer(self.path, self.config.trust_remote_code)
+        self.scorer = Scorer(
+            self.path,
+            gpus=self.config.compute.gpus,
+            trust_remote_code=self.config.trust_remote_code,
+            tokens=self.config.batch_tokens,
+        )
+
+    def _score(self, unit: Unit) -> tuple[pa.Table, dict[str, Any]]:
+        assert self.scorer is not None
+        items = [restored(each) for each in unit.payload["items"]]
+        if unit.payload.get("options") is None:
+            scores = self.scorer.score([self._sample(item, item.answer) for item in items], prompts=True)
+            rows = [self._row(item, score) for item, score in zip(items, scores, strict=True)]
+            return pa.Table.from_pylist(rows, SCORES), _counted(scores)
+        owners = [(item, text) for item, texts in zip(items, unit.payload["options"], strict=True) for text in texts]
+        scores = self.scorer.score([self._sample(item, text) for item, text in owners])
+        found: dict[str, list[Score]] = {item.id: [] for item in items}
+        for (item, _), score in zip(owners, scores, strict=True):
+            found[item.id].append(score)
+        rows = [
+            {
+                "id": item.id,
+                "logprobs": [score.logprob for score in found[item.id]],
+                "gold_tokens": len(self.tokenizer.encode(item.answer, add_special_tokens=False)),
+                "option_tokens": [score.tokens - 1 for score in found[item.id]],
+            }
+            for item in items
+        ]
+        return pa.Table.from_pylist(rows, OPTIONS), _counted(scores)
+
+    def _sample(self, item: Item, answer: str) -> Sample:
+        ids, labels = training_ids(self.tokenizer, [*item.messages, {"role": "assistant", "content": answer}])
+        return Sample(item.id, ids, labels)
+
+    def _row(self, item: Item, score: Score) -> dict[str, Any]:
+        return {
+            "id": item.id,
+            "model": self.model,
+            "logprob": score.logprob,
+            "nll": score.nll,
+            "least": score.least,
+            "familiarity": min_k(score.prompt, self.config.rules.min_k),
+            "tokens": score.tokens,
+            "greedy": score.greedy,
+        }
+
+
+class AnswerWorker:
+    """Writes responses to questions and checks them (P2, and what the base model believes)."""
+
+    def __init__(self, config: DiagnoseConfig, path: str, samples: int) -> None:
+        """One greedy response by the model at `path`, and `samples` sampled ones."""
+        self.config, self.samples = config, samples
+        self.settings = config.engine.model_copy(update={"model": path, "trust_remote_code": config.trust_remote_code})
+        self.engine: Engine | None = None
+        self.verifier: VerifierPool | None = None
+
+    async def start(self) -> None:
+        """Load the engine."""
+        from raylm.llm import engine
+        from raylm.tasks.verify import VerifierPool
+
+        compute = self.config.compute
+        self.engine = await engine.build(self.settings, cpus=compute.cpus, gpus=compute.gpus)
+        self.verifier = self.verifier or VerifierPool(self.config.verifier)
+
+    async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
+        """Rows of `RESPONSES`: place 0 is the greedy one."""
+        del store
+        if self.engine is None:
+            raise EngineDied("the engine is being started again")
+        items = [restored(each) for each in unit.payload["items"]]
+        rows = [row for rows in await asyncio.gather(*(self._answers(item) for item in items)) for row in rows]
+        facts = {"tokens": sum(row.pop("tokens") for row in rows), "generated": len(rows)}
+        return pa.Table.from_pylist(rows, RESPONSES), facts
+
+    async def close(self) -> None:
+        """Free the engine."""
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            await engine.close()
+
+    async def _answers(self, item: Item) -> list[dict[str, Any]]:
+        engine = self.engine
+        assert engine is not None
+        templates = self.config.ask_base.templates if self.samples else ("{question}",)
+        asked = [self._request(item, "{question}", Sampling(temperature=0.0, max_tokens=self.config.probe.max_tokens))]
+        for number, template in enumerate(templates[: self.samples]):
+            count = len(range(number, self.samples, len(templates)))
+            sampling = Sampling(
+                n=count,
+                temperature=self.config.ask_base.temperature,
+                max_tokens=self.config.probe.max_tokens,
+                seed=stable_seed(self.config.seed, "base", item.id, number),
+            )
+            asked.append(self._request(item, template, sampling))
+        generations = await asyncio.gather(*asked)
+        written = [each for generation in generations for each in generation.completions]
+        judged = await asyncio.gather(*(self._judge(item, each.text) for each in written))
+        return [
+            {
+                "id": item.id,
+                "place": place,
+                "response": each.text,
+                "right": right,
+                "normal": normal_form(each.text, item.check) or each.text.strip(),
+                "finished": each.finish_reason == "stop",
+                "reason": reason,
+                "tokens": len(each.token_ids),
+            }
+            for place, (each, (right, reason)) in enumerate(zip(written, judged, strict=True))
+        ]
+
+    def _request(self, item: Item, template: str, sampling: Sampling) -> Any:
+        engine = self.engine
+        assert engine is not None
+        last = item.messages[-1]
+        turns = [*item.messages[:-1], {**last, "content": template.replace("{question}", last["content"])}]
+        return engine.generate(prompt_ids(engine.tokenizer, turns), sampling)
+
+    async def _judge(self, item: Item, response: str) -> tuple[bool | None, str]:
+        """Whether a response is right; None, and why, where that cannot be told."""
+        if item.check == "rouge":
+            return rouge_l(response, item.answer) >= self.config.probe.rouge, ""
+        if normal_form(response, item.check) == item.normal:
+            return True, ""
+        if item.check == "exact" or not extract_answer(response):
+            return False, ""
+        assert self.verifier is not None
+        verdict = await self.verifier.verify(item.problem(), response)
+        return (None if verdict.verdict == "unverifiable" else verdict.verdict == "correct"), verdict.reason
+
+
+def packed(item: Item) -> dict[str, Any]:
+    """An item as JSON data."""
+    return {
+        "id": item.id,
+        "messages": item.messages,
+        "answer": item.answer,
+        "check": item.check,
+        "normal": item.normal,
+        "task": item.task,
+        "prerequisites": [list(pair) for pair in item.prerequisites],
+    }
+
+
+def restored(data: dict[str, Any]) -> Item:
+    """The item of `packed`."""
+    return Item(
+        id=data["id"],
+        messages=data["messages"],
+        answer=data["answer"],
+        check=cast("Check", data["check"]),
+        normal=data["normal"],
+        task=data["task"],
+        prerequisites=tuple((question, answer) for question, answer in data["prerequisites"]),
+    )
+
+
+def lengths(texts: Sequence[str], tokenizer_path: str | Path, trust_remote_code: bool = False) -> dict[str, int]:
+    """Tokens of texts."""
+    from raylm.llm.models import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_path, trust_remote_code)
+    distinct = sorted(set(texts))
+    encoded = tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
+    return {text: len(ids) for text, ids in zip(distinct, encoded, strict=True)}
+
+
+def _counted(scores: Sequence[Score]) -> dict[str, Any]:
+    return {"tokens": sum(score.tokens + len(score.prompt) for score in scores)}
