@@ -153,7 +153,7 @@ def test_further_passes_end_when_the_general_set_suffers(tmp_path):
     [
         ('{"drop": ["0", "77"]}', "1 of its samples are not among the chains .first: 77."),
         ('{"droop": []}', "unknown key droop; did you mean drop"),
-        ('{"drop": ["0", "1"]}', "drops all 2 samples"),
+        ('{"drop": ["0", "1"]}', "drops all samples; take"),
         ('{"documents": {"path": "no.jsonl"}}', "no such file"),
         ("{", "damaged JSON"),
     ],
