@@ -60,8 +60,7 @@ def batches(plan):
 
 @given(st.integers(4, 40), st.sampled_from([2, 3, 4, 8]), st.integers(0, 50), st.data())
 def test_rivals_are_in_no_batch_together_over_all_passes(count, batch, seed, data):
-    if count < 3 * batch:
-        count = 3 * batch
+    count = max(count, 3 * batch)
     couples = data.draw(st.integers(1, max(1, count // (2 * batch))))
     rivals = {}
     for number in range(couples):
