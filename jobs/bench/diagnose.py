@@ -59,8 +59,8 @@ def _seconds(expert: trial.Diagnostician, world: World, folder: Path, *, tuned: 
     everyone = items.make(items.read(config)[0], config.probe)
     seen = [dict(zip(log.COLUMNS, row, strict=True)) for row in tuned.seen]
     sources = measure.Sources(
-        ask=measure.here(Store(str(folder / "asked"))), tuned=str(tuned.path), base=str(folder / "base"), encode=expert.encode,
-        log=log.of_rows(seen, tuned.steps),
+        ask=measure.here(Store(str(folder / "asked"))), tuned=str(tuned.path), base=str(folder / "base"),
+        encode=expert.encode, log=log.of_rows(seen, tuned.steps),
     )  # fmt: skip
     measure.diagnose(everyone, items.screen(everyone, count, 0), config, sources)
     return time.monotonic() - start
