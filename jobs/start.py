@@ -13,6 +13,7 @@ a changed lock is installed anew, an interrupted installation is done again.
 from __future__ import annotations  # so that an old Python gets as far as the message about its version
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -22,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from pathlib import Path
 from typing import IO
@@ -30,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "cluster" / "requirements"
 UV = "uv==0.13.9"
 DISK_GB = 4
+TEST_GB = 14
 STAMP = "raylm-stamp.json"
 PIP = ("python", "-m", "pip", "install", "--no-input")
 CHECKS = ("ruff check .", "ruff format --check .", "mypy", "pytest")
@@ -183,15 +186,38 @@ class Installer:
 
 
 def run_checks(venv: Path, arguments: list[str]) -> int:
-    """Every check, also after one has failed, pytest last."""
-    codes = {}
-    for check in CHECKS:
-        print(f"== {check}", flush=True)
-        program, *rest = check.split()
-        line = [str(venv / "bin" / program), *rest, *(arguments if check == "pytest" else [])]
-        codes[check] = subprocess.call(line, cwd=ROOT, env=final_environment(venv, 1))
+    """Every check, also after one has failed, pytest last; all tests are shared by two processes where there is room.
+
+    The second begins at once and is shown at the end. Each takes the test file that is next and nobody's.
+    """
+    program, environment = venv / "bin", final_environment(venv, 1)
+    codes: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(prefix="raylm-tests-") as folder, contextlib.ExitStack() as stack:
+        beside, output = None, stack.enter_context(Path(folder, "output").open("w+b"))
+        if not arguments and has_room_for_two():
+            arguments = [f"--share={folder}/files"]
+            command = [str(program / "pytest"), *arguments]
+            beside = stack.enter_context(
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+            )
+        for check in CHECKS:
+            print(f"== {check}", flush=True)
+            name, *rest = check.split()
+            line = [str(program / name), *rest, *(arguments if check == "pytest" else [])]
+            codes[check] = subprocess.call(line, cwd=ROOT, env=environment)
+        if beside is not None:
+            codes["pytest"] = beside.wait() or codes["pytest"]
+            output.seek(0)
+            print("== pytest, the other half", flush=True)
+            print(output.read().decode(errors="replace"), flush=True)
     print("checks:", ", ".join(f"{name} {'FAILED' if code else 'ok'}" for name, code in codes.items()), flush=True)
     return 1 if any(codes.values()) else 0
+
+
+def has_room_for_two() -> bool:
+    """Whether two processes with Ray and an engine each can run side by side."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (os.cpu_count() or 1) > 1 and memory > TEST_GB * 1e9
 
 
 def main(argv: list[str] | None = None) -> int:

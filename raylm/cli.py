@@ -30,9 +30,21 @@ class Verb:
     summary: str
     config_path: str
     run_path: str
+    word: str = ""
+    """Key that the first argument gives when it is a plain word: `raylm serve reward`, `raylm sweep finetune`."""
 
     def config_class(self) -> type[config.Config]:
         return _load(self.config_path)
+
+    def arguments(self, args: Sequence[str]) -> list[str]:
+        """Arguments for `config.load`."""
+        if self.word and args and not any(mark in args[0] for mark in "=./"):
+            return [*args[1:], f"{self.word}={args[0]}"]
+        return list(args)
+
+    def load(self, args: Sequence[str]) -> config.Config:
+        """The config of some arguments."""
+        return config.load(self.config_class(), self.arguments(args))
 
     def run(self, resolved: config.Config) -> Any:
         return _load(self.run_path)(resolved)
@@ -83,6 +95,56 @@ VERBS = {
             "raylm.classify.config:ClassifierConfig",
             "raylm.classify.stage:run",
         ),
+        Verb(
+            "serve",
+            "Serve reward models and retrievers over HTTP.",
+            "raylm.serve.config:ServeConfig",
+            "raylm.serve.run:run",
+            word="app",
+        ),
+        Verb(
+            "index",
+            "Encode a collection of documents and build its index.",
+            "raylm.retrieval.index_config:IndexConfig",
+            "raylm.retrieval.index_stage:run",
+        ),
+        Verb(
+            "evaluate-retrieval",
+            "Measure how an index or BM25 ranks documents for judged queries.",
+            "raylm.retrieval.index_config:EvaluateRetrievalConfig",
+            "raylm.retrieval.evaluate:run",
+        ),
+        Verb(
+            "train-retriever",
+            "Train a dense retriever on queries, documents and judgments.",
+            "raylm.retrieval.config:RetrieverConfig",
+            "raylm.retrieval.stage:run",
+        ),
+        Verb(
+            "sweep",
+            "Search the settings of a stage that trains: raylm sweep VERB config.yaml.",
+            "raylm.sweep.config:SweepConfig",
+            "raylm.sweep.run:run",
+            word="stage",
+        ),
+        Verb(
+            "train-reward",
+            "Train a reward model of branches that says why.",
+            "raylm.srm.config:RewardConfig",
+            "raylm.srm.stage:run",
+        ),
+        Verb(
+            "score",
+            "Score responses with a reward model, with dimensions and attributions.",
+            "raylm.srm.config:ScoreConfig",
+            "raylm.srm.score:run",
+        ),
+        Verb(
+            "diagnose-reward",
+            "Find where a reward model errs, and which dimension is at fault.",
+            "raylm.srm.config:DiagnoseConfig",
+            "raylm.srm.diagnose:run",
+        ),
     )
 }
 
@@ -109,7 +171,7 @@ def run_verb(name: str, args: Sequence[str]) -> int:
     if "--help" in args or "-h" in args:
         print_help(verb)
         return 0
-    return _guarded(lambda: verb.run(config.load(verb.config_class(), args)))
+    return _guarded(lambda: verb.run(verb.load(args)))
 
 
 def print_help(verb: Verb) -> None:
@@ -135,7 +197,7 @@ def config_show(
     """Print the resolved config of VERB as YAML, and its hash."""
     if verb not in VERBS:
         raise UserError(f"config show: no verb {verb!r}; verbs are {', '.join(VERBS)}")
-    resolved = config.load(VERBS[verb].config_class(), args or ())
+    resolved = VERBS[verb].load(args or ())
     typer.echo(f"# hash {config.config_hash(resolved)}")
     typer.echo(config.to_yaml(resolved), nl=False)
 
@@ -155,10 +217,50 @@ def softlabels_show(
     _load("raylm.classify.show:show")(config.load(verb.config_class(), args or ()))
 
 
+@app.command("serve-token")
+def serve_token(name: Annotated[str, typer.Argument(help="Who is to use it.")]) -> None:
+    """Print a new bearer token for `raylm serve`, and the config entry of its key."""
+    _load("raylm.serve.run:token")(name)
+
+
+@app.command("search")
+def search(
+    path: str,
+    query: str,
+    args: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]")] = None,
+) -> None:
+    """Print the documents that an index finds for a query (k=10, mode=hybrid, dense or bm25, model=, letters=)."""
+    from raylm.retrieval.index_config import SearchConfig
+
+    _load("raylm.retrieval.show:search")(path, query, config.load(SearchConfig, args or ()))
+
+
 @app.command("report")
 def report(path: str) -> None:
     """Write the HTML report of a finished artefact again."""
     typer.echo(_load("raylm.report:for_artefact")(path))
+
+
+@app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": False})
+def submit(
+    ctx: typer.Context,
+    verb: Annotated[str, typer.Argument(help="Verb that the job runs; its arguments follow.")],
+    *,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS")] = (
+        "http://127.0.0.1:8265"
+    ),
+    token_file: Annotated[str, typer.Option(help="File with the cluster's token; by default as Ray's clients.")] = "",
+    working_dir: Annotated[str, typer.Option(help="Directory that travels to the cluster.")] = ".",
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the job; may be repeated.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job and return its exit code.")] = True,
+) -> None:
+    """Run VERB as a job on a Ray cluster: raylm submit VERB [config.yaml ...] [key=value ...] --address URL."""
+    from raylm import submit as jobs
+
+    request = jobs.Request(
+        verb, tuple(ctx.args), address, token_file, working_dir, env=jobs.parse_env(env or []), wait=wait
+    )
+    raise typer.Exit(jobs.submit(request))
 
 
 @app.command("version")

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,6 +29,8 @@ class Config(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+Direction = Literal["min", "max"]
+"""Which values of a number are better. Configs of stages that a sweep can wrap have `measures()`: {name: Direction}."""
 
 
 def runtime(default: Any = ..., **kwargs: Any) -> Any:
@@ -36,7 +38,7 @@ def runtime(default: Any = ..., **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"runtime": True}, **kwargs)
 
 
-def _is_runtime(field: FieldInfo) -> bool:
+def is_runtime(field: FieldInfo) -> bool:
     extra = field.json_schema_extra
     return isinstance(extra, dict) and bool(extra.get("runtime"))
 
@@ -47,7 +49,7 @@ def identity(config: Config) -> dict[str, Any]:
     def prune(value: Any) -> Any:
         if isinstance(value, Config):
             fields = type(value).model_fields
-            return {name: prune(getattr(value, name)) for name in fields if not _is_runtime(fields[name])}
+            return {name: prune(getattr(value, name)) for name in fields if not is_runtime(fields[name])}
         if isinstance(value, dict):
             return {str(key): prune(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
@@ -97,7 +99,7 @@ def build(config_class: type[ConfigT], data: dict[str, Any], where: str = "confi
 def describe(config_class: type[Config], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Yield (dotted key, type, default, help) for every field, nested configs flattened."""
     for name, field in config_class.model_fields.items():
-        nested = _nested(field.annotation)
+        nested = nested_class(field.annotation)
         key = prefix + name
         if nested is not None and isinstance(field.get_default(call_default_factory=True), Config):
             yield from describe(nested, key + ".")
@@ -188,11 +190,11 @@ def _ancestors(key: str) -> Iterator[str]:
         key = key.rpartition(".")[0]
 
 
-def _nested(annotation: Any) -> type[Config] | None:
+def nested_class(annotation: Any) -> type[Config] | None:
     """The Config class inside an annotation such as X, X | None, tuple[X, ...] or dict[str, X]."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return annotation
-    return next((found for arg in get_args(annotation) if (found := _nested(arg))), None)
+    return next((found for arg in get_args(annotation) if (found := nested_class(arg))), None)
 
 
 def _type_name(annotation: Any) -> str:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -94,11 +95,24 @@ def ensure_ray() -> None:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             with _without_lines("Set ray log level from environment variable"):
                 ray.init(address="local", include_dashboard=False, logging_level="error", log_to_driver=False)
+            own_token()
     DataContext.get_current().enable_progress_bars = False
     # Its warnings are about memory reservations, which the config decides, and would stand among our progress lines.
     DataContext.get_current().issue_detectors_config.detectors = []
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it announces that its bars are off
+
+
+def own_token() -> Path | None:
+    """The token that Ray made for this user's clusters, if it did; nobody else may read it from now on.
+
+    Ray leaves that to the umask, and whoever has the token runs code on the cluster.
+    """
+    token = Path.home() / ".ray" / "auth_token"
+    if not token.exists():
+        return None
+    token.chmod(0o600)
+    return token
 
 
 @contextlib.contextmanager

@@ -285,17 +285,50 @@ def test_arguments_go_on_to_raylm(start, tmp_path, monkeypatch, argv, command):
     assert became == [(str(tmp_path / "env" / "bin" / "raylm"), command)]
 
 
-def test_every_check_runs_after_one_has_failed(start, checkout, tmp_path, monkeypatch, capfd):
+@pytest.fixture
+def run_test(start, checkout, tmp_path, monkeypatch, capfd):
+    """Runs the verb `test` with stand-ins for the programs: its exit code, and what was printed."""
     monkeypatch.setattr(start.Installer, "prepare", lambda self: None)
     (tmp_path / "env" / "bin").mkdir(parents=True)
-    for name, code in (("ruff", 1), ("mypy", 0), ("pytest", 0)):
-        program = tmp_path / "env" / "bin" / name
-        program.write_text(f'#!/bin/sh\necho {name} "$@"\nexit {code}\n')
-        program.chmod(0o755)
-    assert start.main(["--venv", str(tmp_path / "env"), "test", "-k", "foo"]) == 1
-    output = capfd.readouterr().out
-    assert "pytest -k foo" in output
+
+    def run(*arguments, two=False, **programs):
+        monkeypatch.setattr(start, "has_room_for_two", lambda: two)
+        for name in ("ruff", "mypy", "pytest"):
+            program = tmp_path / "env" / "bin" / name
+            program.write_text(f'#!/bin/sh\necho {name} "$@"\n{programs.get(name, "exit 0")}\n')
+            program.chmod(0o755)
+        return start.main(["--venv", str(tmp_path / "env"), "test", *arguments]), capfd.readouterr().out
+
+    return run
+
+
+def test_every_check_runs_after_one_has_failed(run_test):
+    code, output = run_test("-k", "foo", ruff="exit 1", two=True)
+    assert code == 1
+    assert output.count("pytest -k foo\n") == 1
     assert "checks: ruff check . FAILED, ruff format --check . FAILED, mypy ok, pytest ok" in output
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_all_tests_are_shared_by_two_processes_where_there_is_room(run_test, half):
+    """Of the stand-ins for pytest the one that finds the folder made ends with `half`, and that counts as well."""
+    code, output = run_test(two=True, pytest=f'mkdir "${{1#--share=}}" 2>&1 || exit {half}')
+    assert code == half
+    assert output.count("pytest --share=") == 2
+    assert output.index("== pytest, the other half") < output.index("checks: ruff")
+    assert output.splitlines()[-1].endswith(f"mypy ok, pytest {'FAILED' if half else 'ok'}")
+    assert "the other half" not in run_test()[1]
+
+
+def test_two_processes_with_one_folder_run_every_test_once(tmp_path):
+    files = ["tests/test_seeds.py", "tests/test_tables.py", "tests/test_progress.py"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--share={tmp_path / 'files'}", "-vv", *files]
+    both = [subprocess.Popen(command, cwd=SCRIPT.parent.parent, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    lines = [line for process in both for line in process.communicate(timeout=120)[0].splitlines()]
+    assert [process.returncode for process in both] == [0, 0]
+    passed = [line.split()[0] for line in lines if " PASSED" in line]
+    assert len(passed) == len(set(passed)) > 3
+    assert {name.partition("::")[0] for name in passed} == set(files)
 
 
 def test_a_stop_is_one_message_and_code_two(start, tmp_path, monkeypatch, capsys):

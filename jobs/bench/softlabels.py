@@ -23,20 +23,7 @@ from raylm.softlabels.words import Vocabulary
 
 def main(options: argparse.Namespace) -> None:
     """Measure, and write bench/results/softlabels.json."""
-    texts, gold = _drawn(options.texts, options.labels, options.words)
-    rows = []
-    for repeat in range(options.repeats):
-        start = time.monotonic()
-        table = KeywordTable.of(texts, gold, options.labels, Vocabulary.of(texts, str.split))
-        counted = time.monotonic()
-        scores = table.scores(leave_one_out=False)
-        published = time.monotonic()
-        table.scores()
-        ended = time.monotonic()
-        plain, seconds = by_loop(texts, gold, options.labels, options.loop)
-        np.testing.assert_allclose(scores[: options.loop], plain, rtol=1e-9)
-        row = {"count": counted - start, "score": published - counted, "leave_one_out": ended - published}
-        rows.append({"repeat": repeat, **row, "loop": seconds * options.texts / options.loop})
+    rows = measure(options.texts, options.labels, options.words, asked=options.loop, repeats=options.repeats)
     ratios = {
         "keyword_vs_loop": [row["loop"] / row["score"] for row in rows],
         "seconds": [row["count"] + row["leave_one_out"] for row in rows],
@@ -45,6 +32,25 @@ def main(options: argparse.Namespace) -> None:
     figures, intervals = results.geometric_means(ratios)
     sizes: dict[str, Any] = {"texts": options.texts, "labels": options.labels, "words": options.words}
     print(results.write("bench/results/softlabels", figures | sizes, rows, intervals=intervals, seeds=[0]))
+
+
+def measure(count: int, labels: int, words: int, *, asked: int, repeats: int) -> list[dict[str, float]]:
+    """Seconds of counting, scoring, scoring leave-one-out and of the loop, scaled to all texts; a row a repeat."""
+    texts, gold = _drawn(count, labels, words)
+    rows = []
+    for repeat in range(repeats):
+        start = time.monotonic()
+        table = KeywordTable.of(texts, gold, labels, Vocabulary.of(texts, str.split))
+        counted = time.monotonic()
+        scores = table.scores(leave_one_out=False)
+        published = time.monotonic()
+        table.scores()
+        ended = time.monotonic()
+        plain, seconds = by_loop(texts, gold, labels, asked)
+        np.testing.assert_allclose(scores[:asked], plain, rtol=1e-9)
+        row = {"count": counted - start, "score": published - counted, "leave_one_out": ended - published}
+        rows.append({"repeat": repeat, **row, "loop": seconds * count / asked})
+    return rows
 
 
 def by_loop(texts: list[str], gold: list[int], labels: int, asked: int) -> tuple[np.ndarray, float]:

@@ -1,13 +1,14 @@
 """How fast is the trainer, beside TRL's and a bare loop, and what does isolation cost?
 
-    python -m jobs.bench.train [--model M] [--chains PATH] [--steps N] [--repeats N] [--rounds N]
+    python -m jobs.bench.train [--model M] [--chains PATH] [--batch-size N] [--steps N] [--repeats N]
+        [--turns N]
 
 Every arm takes the same optimizer steps on the same tokenized chains in the same batches: full fine-tuning with AdamW
 in fp32, one process, padding to the longest of a micro-batch (one arm packs), loss on the responses alone. Arms run one
 after another in every repeat, each on a fresh copy of the model, in an order that rotates; ratios are of tokens per
-second in the same repeat, so that what else the machine does hits all arms alike. The cost of isolation is a few
-percent of a step, so that its three arms (none, a mask that stays, a new mask at every step) take turns step by step in
-one process. Without --chains, arithmetic problems with written-out solutions stand in for a synthesized set.
+second in the same repeat, so that what else the machine does hits all arms alike. The cost of isolation is measured
+as `jobs.bench.isolation` does it. Without --chains, arithmetic problems with written-out solutions stand in for a
+synthesized set.
 """
 
 from __future__ import annotations
@@ -25,69 +26,23 @@ from typing import Any
 import torch
 
 from jobs import results
-from raylm.config import build
+from jobs.bench import isolation
+from jobs.bench.trainers import WARM, Bench, options_of, trainer_of
 from raylm.llm import models
-from raylm.train.config import FinetuneConfig
-from raylm.train.data import Sample, collate, deal, encode, read_chains
-from raylm.train.engines import TorchEngine, make_engine
-from raylm.train.model import build_model
-from raylm.train.plan import Plan
-from raylm.train.trainer import Trainer
-
-WARM = 2
-"""Steps before the clock starts: allocators and caches are cold."""
-_SYSTEM = "Work one operation a line, then write Answer: N."
+from raylm.train.data import collate, deal
 
 Arm = Callable[["Bench"], float]
 
 
-class Bench:
-    """What all arms share."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.threads = os.cpu_count() or 1
-        torch.set_num_threads(self.threads)
-        self.model = str(models.resolve(options.model).path)
-        self.tokenizer = models.load_tokenizer(self.model)
-        self.steps, self.rounds = options.steps, options.rounds
-        self.config = self.configured()
-        rows = read_chains(options.chains)[0] if options.chains else _sums(160)
-        self.samples = encode(rows, self.tokenizer, self.config)
-        self.plan = Plan([sample.task for sample in self.samples], self.config)
-
-    def configured(self, **changes: Any) -> FinetuneConfig:
-        """The trainer's config with `changes`."""
-        base = {
-            "model": self.model, "workers": 1, "engine": "torch", "batch_size": 16, "micro_batch": 8, "lr": 2e-5,
-            "epochs": 1000, "max_steps": WARM + max(self.steps, self.rounds), "max_length": 512,
-            "isolation": {"enabled": False},
-        }  # fmt: skip
-        return build(FinetuneConfig, base | changes)
-
-    def batches(self) -> list[list[Sample]]:
-        """The samples of every step after the warm-up, in order."""
-        return [[self.samples[index] for index in self.plan.batch_at(step)] for step in range(WARM, WARM + self.steps)]
-
-    def tokens(self) -> int:
-        """Tokens of the timed steps, prompts included, padding not."""
-        return sum(len(sample.ids) for batch in self.batches() for sample in batch)
-
-
 def ours(bench: Bench, **changes: Any) -> float:
     """Seconds of raylm's trainer."""
-    trainer = _trainer(bench, **changes)
+    trainer = trainer_of(bench, **changes)
     start = 0.0
     for step in range(WARM + bench.steps):
         if step == WARM:
             start = time.monotonic()
         trainer.step(step)
     return time.monotonic() - start
-
-
-def _trainer(bench: Bench, **changes: Any) -> Trainer:
-    config = bench.configured(**changes)
-    engine = make_engine(build_model(bench.model, config), config, 1, bench.plan.steps)
-    return Trainer(config, engine, bench.samples, bench.plan, bench.tokenizer.pad_token_id or 0, ranks=(0, 1))
 
 
 def bare(bench: Bench) -> float:
@@ -173,29 +128,11 @@ ARMS: dict[str, Arm] = {
     "packed": lambda bench: ours(bench, packing=True),
     "deepspeed": deepspeed,
 }
-ISOLATED: dict[str, dict[str, Any]] = {
-    "none": {"enabled": False},
-    "held": {"warmup": 1, "source": "static"},
-    "renewed": {"warmup": 1, "refresh_every": 1},
-}
-"""Settings of isolation whose steps take turns."""
 
 
 def take_turns(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds of a step of every isolated arm, a row a round; a round takes the same batch in all of them."""
-    bench = Bench(options)
-    trainers = {name: _trainer(bench, isolation=settings) for name, settings in ISOLATED.items()}
-    names, rows = list(trainers), []
-    for step in range(WARM + options.rounds):
-        row: dict[str, Any] = {"round": step - WARM}
-        for turn in range(len(names)):
-            name = names[(step + turn) % len(names)]
-            start = time.monotonic()
-            trainers[name].step(step)
-            row[name] = time.monotonic() - start
-        print(f"isolation, round {step - WARM}: {row}", file=sys.stderr, flush=True)
-        rows += [row] if step >= WARM else []
-    return rows
+    """What isolation costs, a row a step."""
+    return isolation.measure(Bench(options), options.steps, options.turns)
 
 
 def _measure(name: str, options: argparse.Namespace) -> float:
@@ -221,7 +158,7 @@ def main(options: argparse.Namespace) -> None:
     figures |= {"steps": bench.steps, "batch_size": bench.config.batch_size, "threads": bench.threads}
     figures |= {"mean_tokens": statistics.fmean(len(sample.ids) for sample in bench.samples)}
     figures |= {"mean_label_tokens": statistics.fmean(sample.label_tokens for sample in bench.samples)}
-    figures |= {"epi_bytes_per_parameter": _bytes_per_parameter(bench), "model": options.model}
+    figures |= {"epi_bytes_per_parameter": isolation.bytes_per_parameter(bench), "model": options.model}
     print(results.write("bench/results/train", figures, rows + turns, intervals=intervals, seeds=[bench.config.seed]))
 
 
@@ -235,51 +172,17 @@ def summarise(
         "deepspeed_vs_torch": [row["ours"] / row["deepspeed"] for row in rows],
         "packed_vs_padded": [row["ours"] / row["packed"] for row in rows],
         "packed_vs_trl": [row["trl"] / row["packed"] for row in rows],
-        "epi_step_overhead": [row["held"] / row["none"] for row in turns],
-        # 49 steps between two refreshes, and one that makes the mask anew.
-        "epi_amortised_overhead_k50": [(49 * row["held"] + row["renewed"]) / 50 / row["none"] for row in turns],
-        "refresh_in_steps": [1 + (row["renewed"] - row["held"]) / row["none"] for row in turns],
     }
-    less = {name: float("overhead" in name or name == "refresh_in_steps") for name in ratios}
-    means, bounds = results.geometric_means(ratios)
-    figures = {name: mean - less[name] for name, mean in means.items()}
-    intervals = {name: [bound - less[name] for bound in each] for name, each in bounds.items()}
+    figures, intervals = results.geometric_means(ratios)
+    overheads, bounds = isolation.summarise(turns)
+    figures, intervals = figures | overheads, intervals | bounds
     for name in ARMS:
         figures[f"{name}_tokens_per_second"] = statistics.fmean(row["tokens"] / row[name] for row in rows)
     return figures, intervals
 
 
-def _bytes_per_parameter(bench: Bench) -> float:
-    """What isolation keeps beside the optimizer's moments."""
-    config = bench.configured(isolation={"warmup": 1, "refresh_every": 1})
-    engine = TorchEngine(build_model(bench.model, config), config, bench.plan.steps)
-    Trainer(config, engine, bench.samples, bench.plan, 0, ranks=(0, 1)).step(0)
-    isolation = engine.optimizer.isolation
-    assert isolation is not None
-    found = isolation.bytes()
-    return (found["importance"] + found["mask"]) / sum(param.numel() for param, _ in engine.held)
-
-
-def _sums(count: int) -> list[dict[str, Any]]:
-    """Chats that add up numbers one operation a line."""
-    rows = []
-    for number in range(count):
-        terms = [(number * 7 + place * 13) % 89 + 1 for place in range(2 + number % 4)]
-        lines, total = [], terms[0]
-        for term in terms[1:]:
-            lines.append(f"{total} + {term} = {total + term}")
-            total += term
-        asked = {"role": "user", "content": f"What is {' + '.join(map(str, terms))}?"}
-        answer = {"role": "assistant", "content": "\n".join([*lines, f"Answer: {total}"])}
-        rows.append({"id": str(number), "messages": [{"role": "system", "content": _SYSTEM}, asked, answer]})
-    return rows
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--chains", default="", help="a synthesize artefact or file; default: written-out sums")
-    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=12, help="steps of each isolated arm")
-    main(parser.parse_args())
+    parser.add_argument("--turns", type=int, default=5, help="of the optimizer after a step, to see isolation's cost")
+    main(options_of(parser).parse_args())

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raylm.config import Config, runtime
+from raylm.config import Config, Direction, runtime
 from raylm.softlabels.config import SoftLabelConfig
 
 
@@ -82,8 +82,18 @@ class ClassifierConfig(Config):
     step_log: str = runtime("")
     """File to which every optimizer step taken is appended as a JSON line, repeated ones too; empty logs none."""
 
+    def measures(self) -> dict[str, Direction]:
+        """Numbers by which a sweep can compare runs, and which way is better; none is of the test texts."""
+        best: dict[str, Direction] = {f"dev_{name}": "max" for name in ("accuracy", "macro_f1", "tail_recall")}
+        return {"loss": "min", **best, "dev_ece": "min", "dev_nll": "min"}
+
     @model_validator(mode="after")
     def _divides(self) -> ClassifierConfig:
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}")
+        if self.freeze and self.soft.mode == "two_head":
+            raise ValueError(
+                "freeze=true with soft.mode=two_head: heads on fixed vectors share nothing, so the second one would "
+                "change nothing; train the encoder, or take soft.mode=single_head or kl"
+            )
         return self

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,18 @@ def load(config: ClassifierConfig) -> Data:
     clean = np.array([n for n, text in enumerate(train.texts) if text not in held], dtype=np.int64)
     stressed = stress(train.take(clean), config.stress, len(labels), config.seed)
     return Data(labels, stressed, parts["dev"], parts.get("test"), digest, len(train) - len(clean))
+
+
+def teacher_place(folder: str) -> Path:
+    """Directory of a teacher's model, from that of its artefact or its own.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    place = Path(folder) / "model" if Path(folder, "model").is_dir() else Path(folder)
+    if not place.is_dir():
+        raise UserError(f"soft.teacher={folder}: no such directory; give the out directory of a train-classifier run")
+    return place
 
 
 def split(texts: Texts, share: float, seed: int) -> tuple[Texts, Texts]:

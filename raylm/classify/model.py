@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raylm.errors import UserError
+from raylm.llm import quick
 from raylm.llm.tokens import Tokens
 
 __all__ = ["TextClassifier", "Tokens", "encode", "load", "probabilities", "save"]
@@ -87,6 +88,7 @@ def load(folder: str | Path) -> tuple[TextClassifier, Any]:
     Raises:
         UserError: the directory is not one that `save` wrote, or its heads are of other labels.
     """
+    quick.without_sklearn()
     from transformers import AutoModel, AutoTokenizer
 
     place = Path(folder)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,16 @@ from torch import nn
 
 from raylm.classify import metrics
 from raylm.classify.config import ClassifierConfig
-from raylm.classify.data import Data, Texts, load
+from raylm.classify.data import Data, Texts, load, teacher_place
 from raylm.classify.model import TextClassifier, Tokens, encode, probabilities, save
+from raylm.classify.model import load as load_model
 from raylm.errors import UserError
+from raylm.llm import quick
 from raylm.softlabels import targets
 from raylm.softlabels.losses import combined
 from raylm.train import checkpoint
 
+_NONE = Texts((), (), np.zeros(0, np.int64))
 NEEDS_VECTORS = ("glle", "propagation")
 
 
@@ -35,6 +37,7 @@ class Run:
         saved: Path | None = None,
         *,
         known: Mapping[str, np.ndarray] | None = None,
+        teacher: Callable[[Texts], np.ndarray] | None = None,
     ) -> None:
         """Begin a run, or go on from a checkpoint of any number of ranks.
 
@@ -43,10 +46,12 @@ class Run:
             ranks: this rank, and how many there are.
             saved: directory of the checkpoint.
             known: vectors of all texts by the untouched encoder, where the caller has them; others are computed.
+            teacher: probabilities [texts, labels] for distillation; without it the config's directory is loaded.
 
         Raises:
-            UserError: as `load`; too many texts are longer than max_length.
+            UserError: as `load`; too many texts are longer than max_length; a teacher with other labels.
         """
+        quick.without_sklearn()
         from transformers import AutoModel, AutoTokenizer
 
         self.config, (self.rank, self.world) = config, ranks
@@ -60,12 +65,16 @@ class Run:
         )  # fmt: skip
         if config.gpus_per_worker:
             self.model = self.model.to("cuda")
-        self.train_tokens, self.dev_tokens = (self.tokens(part) for part in (self.data.train, self.data.dev))
-        self.overlong = self._check_length()
         self.known, self.pooled = known, dict[int, torch.Tensor]()
+        read = [self.data.train, self.data.dev] if known is None or not config.freeze else [_NONE, _NONE]
+        self.train_tokens, self.dev_tokens = (self.tokens(part) for part in read)
+        self.overlong = self._check_length()
         vectors = self.vectors(self.data.train) if config.soft.kind in NEEDS_VECTORS else None
         train, dev = ((part.texts, part.gold) for part in (self.data.train, self.data.dev))
-        self.targets = targets.make(config.soft, train, dev, len(self.data.labels), vectors=vectors, seed=config.seed)
+        self.targets = targets.make(
+            config.soft, train, dev, len(self.data.labels), vectors=vectors, taught=self._taught(teacher),
+            seed=config.seed,
+        )  # fmt: skip
         self.soft = torch.from_numpy(self.targets.rows).float()
         self.gold = torch.from_numpy(self.data.train.gold)
         counts = np.bincount(self.data.train.gold, minlength=len(self.data.labels))
@@ -103,6 +112,14 @@ class Run:
             self.pooled[id(texts)] = found.to(next(self.model.parameters()).device)
         return self.pooled[id(texts)]
 
+    def _taught(self, teacher: Callable[[Texts], np.ndarray] | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """A teacher's log-probabilities of the training and the dev texts."""
+        if self.config.soft.kind != "distillation":
+            return None
+        ask = teacher or teacher_of(self.config.soft.teacher, self.data.labels)
+        train, dev = (np.log(np.maximum(ask(part), 1e-12)) for part in (self.data.train, self.data.dev))
+        return train, dev
+
     def tokens(self, texts: Texts) -> Tokens:
         """Texts for the model."""
         return Tokens(texts.texts, self.tokenizer, self.config.max_length)
@@ -115,7 +132,8 @@ class Run:
             self.rows.append(row)
             if (step + 1) % self.pieces == 0:
                 self._look((step + 1) // self.pieces)
-            on_step(row)
+            looked = (step + 1) % self.pieces == 0
+            on_step({**row, "measures": self.measures(self.looks[-1])} if looked else row)
             if (step + 1) % self.config.checkpoint_every == 0 and step + 1 < self.steps:
                 keep(step + 1, self.state(step + 1))
 
@@ -123,7 +141,8 @@ class Run:
         """One optimizer step; its loss, a mean over the texts of all ranks."""
         places = self._batch(step)
         own = places[self.rank :: self.world]
-        torch.manual_seed(_mixed(self.config.seed, step, self.rank))  # dropout, the same after a resume
+        if not self.config.freeze:  # dropout, the same after a resume; heads have none
+            torch.manual_seed(_mixed(self.config.seed, step, self.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._rate(step)
         device = next(self.model.parameters()).device
@@ -149,12 +168,22 @@ class Run:
             torch.distributed.all_reduce(total)
         return float(total)
 
+    def measures(self, look: dict[str, float]) -> dict[str, float]:
+        """What a sweep may look for: the training loss and the dev figures of the end of an epoch."""
+        loss = self.rows[int(look["epoch"]) * self.pieces - 1]["loss"]
+        return {"loss": loss, **{f"dev_{name}": value for name, value in look.items() if name != "epoch"}}
+
+    def _kept(self) -> dict[str, float]:
+        """The look at the weights that are kept."""
+        best = max(self.looks, key=lambda look: look["macro_f1"]) if self.config.keep_best else self.looks[-1]
+        return self.measures(best)
+
     def finish(self, folder: Path | None = None) -> dict[str, Any]:
         """Evaluate with the weights to keep, on rank 0, and save them; returns the log."""
         if self.rank > 0:
             return {}
         if self.best:
-            self.model.load_state_dict(self.best)
+            self.model.load_state_dict(self.best, strict=False)
         self.model.eval()
         part = self.data.test if self.data.test is not None else self.data.dev
         found = self.probabilities(part)
@@ -163,6 +192,7 @@ class Run:
         return {
             "steps": self.rows,
             "looks": self.looks,
+            "measures": self._kept(),
             "figures": metrics.measure(found, part.gold, self.counts),
             "reliability": metrics.reliability(found, part.gold),
             "predictions": [
@@ -201,7 +231,8 @@ class Run:
         before = max((look["macro_f1"] for look in self.looks), default=-1.0)
         self.looks.append({"epoch": epoch, **metrics.measure(found, self.data.dev.gold, self.counts)})
         if self.config.keep_best and self.looks[-1]["macro_f1"] > before:
-            self.best = copy.deepcopy(self.model.state_dict())
+            trained = {name for name, param in self.model.named_parameters() if param.requires_grad}
+            self.best = {name: value.clone() for name, value in self.model.state_dict().items() if name in trained}
 
     def _batch(self, step: int) -> list[int]:
         """Places of a step's texts: every epoch's own order, cut into pieces that are all nearly as large."""
@@ -236,6 +267,20 @@ class Run:
                     "them may; raise one of the two"
                 )
         return counts
+
+
+def teacher_of(folder: str, labels: Sequence[str]) -> Callable[[Texts], np.ndarray]:
+    """Probabilities of these labels, in this order, by a trained classifier: texts to [texts, labels].
+
+    Raises:
+        UserError: there is no classifier, or it has other labels.
+    """
+    model, tokenizer = load_model(teacher_place(folder))
+    if set(model.labels) != set(labels):
+        odd = sorted(set(model.labels) ^ set(labels))
+        raise UserError(f"soft.teacher={folder}: its labels are not those of train; only one of them has {odd[0]!r}")
+    order = [model.labels.index(label) for label in labels]
+    return lambda texts: probabilities(model, Tokens(texts.texts, tokenizer, model.max_length))[:, order]
 
 
 def _mixed(*numbers: int) -> int:

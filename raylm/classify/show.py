@@ -23,7 +23,7 @@ def show(config: ClassifierConfig) -> None:
     Raises:
         UserError: as `load`; or the soft labels need an encoder's vectors, or there are none.
     """
-    if config.soft.kind in ("none", *NEEDS_VECTORS):
+    if config.soft.kind in ("none", "distillation", *NEEDS_VECTORS):
         raise UserError(f"soft.kind={config.soft.kind}: nothing to show; choose keyword, centroid, uniform or prior")
     data = load(config)
     pairs = [(part.texts, part.gold) for part in (data.train, data.dev)]

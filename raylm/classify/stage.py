@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from raylm.classify.config import ClassifierConfig
-from raylm.classify.data import Data, load
+from raylm.classify.data import Data, load, teacher_place
 from raylm.llm import models
 from raylm.storage import Manifest, StageRun
 
@@ -24,15 +24,22 @@ def run(config: ClassifierConfig) -> Manifest:
 
     data = load(config)
     encoder = models.resolve_encoder(config.model, config.revision)
-    stage = StageRun("classify", config, config.out, {"texts": data.digest, "model": encoder.ref.revision})
+    inputs = {"texts": data.digest, "model": encoder.ref.revision}
+    teacher = teacher_place(config.soft.teacher) if config.soft.teacher else None
+    if teacher is not None:
+        inputs["teacher"] = models.resolve_encoder(str(teacher)).ref.revision
+    stage = StageRun("classify", config, config.out, inputs)
     if stage.finished is None:
         from raylm.classify.worker import train_loop
 
         # Ray Train's workers have working directories of their own.
         paths = {name: getattr(config, name) for name in ("train", "dev", "test", "step_log")}
         absolute = {name: path if "://" in path else os.path.abspath(path) for name, path in paths.items() if path}
+        said: dict[str, Any] = config.model_dump(mode="json") | absolute
+        if teacher is not None:
+            said["soft"]["teacher"] = os.path.abspath(teacher)
         arguments = {
-            "config": config.model_dump(mode="json") | absolute,
+            "config": said,
             "model": str(encoder.path),
             "root": stage.store.place,
         }
@@ -50,7 +57,7 @@ def _finish(stage: StageRun, data: Data, model: dict[str, str], seconds: float) 
     for name in ("steps", "looks", "predictions", "reliability"):
         store.write_table(f"data/{name}.parquet", pa.Table.from_pylist(log[name]))
     store.remove("train")
-    kept = ("texts", "overlong", "overlaps", "temperature", "trainable_parameters")
+    kept = ("measures", "texts", "overlong", "overlaps", "temperature", "trainable_parameters")
     stage.finish(
         len(log["predictions"]),
         timing={"seconds": seconds},

@@ -53,6 +53,11 @@ class FilterConfig(Config):
     ngram: int = Field(13, ge=1)
     """Length of the word n-grams of decontamination."""
 
+    reward_model: str = runtime("")
+    """Directory of a structural reward model whose score a chain must reach; empty asks none."""
+    min_reward: float = Field(0.5, ge=0, le=1)
+    """Least probability, by the reward model, that the chain is better than an average response."""
+
     @model_validator(mode="after")
     def _ordered(self) -> FilterConfig:
         if self.min_steps > self.max_steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,6 +18,9 @@ from raylm.errors import PromptTooLong
 from raylm.llm.chat import prompt_ids
 from raylm.llm.protocol import Engine, Generation, Sampling
 from raylm.seeds import stable_seed
+
+_FIRST_KEY = "divergence_step_index"
+"""What tells a critique from other objects that an answer may hold."""
 
 
 class LlmAnalyst:
@@ -93,17 +97,37 @@ def read(text: str, pair: Pair) -> tuple[Critique | None, str, list[str]]:
     Returns:
         the critique when it is valid, else None; `json`, `schema` or `content` for the reason; what is wrong in words.
     """
-    start, end = text.find("{"), text.rfind("}")
-    try:
-        value = json.loads(text[start : end + 1])
-    except ValueError as error:
-        return None, "json", [f"it is no JSON object ({error})"]
+    value, wrong = _object(text)
+    if value is None:
+        return None, "json", [f"it is no JSON object ({wrong})"]
     try:
         critique = Critique.model_validate(value)
     except ValidationError as error:
         return None, "schema", [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3]]
     found = faults(critique, pair)
     return (None, "content", found[:3]) if found else (critique, "", [])
+
+
+def _object(text: str) -> tuple[dict[str, Any] | None, str]:
+    """The JSON object of a critique wherever it stands in an answer, else the first object of any kind; what is wrong
+    when there is none."""
+    found: dict[str, Any] | None = None
+    wrong = ""
+    at = text.find("{")
+    while at >= 0:
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, at)
+            json.dumps(value, ensure_ascii=False).encode()  # half a character could be neither asked with nor stored
+        except RecursionError:
+            return None, "it is nested too deeply"
+        except ValueError as error:
+            wrong, end = wrong or str(error), at + 1
+        else:
+            if _FIRST_KEY in value:
+                return value, ""
+            found = value if found is None else found
+        at = text.find("{", end)
+    return (None, wrong or "there is none") if wrong or found is None else (found, "")
 
 
 def _evidence(pair: Pair) -> list[str]:

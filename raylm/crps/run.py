@@ -47,6 +47,8 @@ def run(config: SynthesizeConfig) -> Manifest:
     if config.uses_llm:
         engine = config.llm.engine
         inputs["model"] = models.resolve(engine.model, engine.revision, engine.trust_remote_code).ref.revision
+    if config.filters.reward_model:
+        inputs["reward_model"] = models.resolve_encoder(config.filters.reward_model).ref.revision
     stage = StageRun("synthesize", config, config.out, inputs)
     if stage.finished is None:
         explored = _explored(source, manifest)

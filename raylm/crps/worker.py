@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from raylm import telemetry
 from raylm.crps.candidates import Candidates, Counts
 from raylm.crps.config import SynthesizeConfig
 from raylm.crps.filters import Contamination, Copies, fault
@@ -18,6 +19,7 @@ from raylm.crps.llm import LlmAnalyst, LlmSynthesizer
 from raylm.crps.reflect import StructuralAnalyst
 from raylm.crps.synthesize import StructuralSynthesizer
 from raylm.records import Chain, Problem, Tree, from_table, to_table
+from raylm.search.value import Scorer
 from raylm.storage import Store
 from raylm.units import Unit
 
@@ -46,6 +48,7 @@ class SynthesizeWorker:
         self.verifier: VerifierPool | None = None
         self.engine: Engine | None = None
         self.maker: Candidates | None = None
+        self.scorer: Scorer | None = None
         # A correction quotes the mistake.
         quoting = {"check_arithmetic": False} if config.method == "correction" else {}
         self.filters = config.filters.model_copy(update=quoting)
@@ -64,6 +67,10 @@ class SynthesizeWorker:
         self.maker = make(config, self.engine, self.forms)
         self.contamination = Contamination(self.questions, self.config.filters.ngram)
         self.verifier = self.verifier or VerifierPool(self.config.verifier)
+        if self.config.filters.reward_model:
+            from raylm.llm import reward
+
+            self.scorer = self.scorer or await reward.build(self.config.filters.reward_model)
 
     async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
         """The chains of a batch, and the counts of what was dropped on the way."""
@@ -77,6 +84,7 @@ class SynthesizeWorker:
         chains: list[Chain] = []
         for trees in questions:
             chains += await self._question([(tree, next(by_tree)) for tree in trees], counts)
+        telemetry.count("raylm_verified_chains", counts["verified"])
         facts = {"model": asdict(engine.model), "engine": engine.name} if engine is not None else {}
         return to_table(Chain, chains), {"counts": dict(counts), "seconds_by_role": seconds, **facts}
 
@@ -95,6 +103,8 @@ class SynthesizeWorker:
             verdicts = await asyncio.gather(*(self._verdict(tree, chain) for chain in found))
             for chain, verdict in zip(found, verdicts, strict=True):
                 reason = self._drop(chain, verdict, copies, leaked, counts)
+                if not reason and self.scorer is not None:
+                    reason = await self._unrewarded(chain)
                 if not reason and len(selected) == self.config.filters.max_per_problem:
                     reason = "over_limit"
                 if reason:
@@ -125,6 +135,18 @@ class SynthesizeWorker:
         if leaked or self.contamination.found(response):
             return "contaminated"
         counts["decontaminated"] += 1
+        return ""
+
+    async def _unrewarded(self, chain: Chain) -> str:
+        """`low_reward` where the reward model thinks too little of a chain, `too_long` where it cannot read it all."""
+        assert self.scorer is not None
+        question, response = (message.content for message in chain.messages[-2:])
+        try:
+            worth = await self.scorer.score(question, response)
+        except ValueError:
+            return "too_long"
+        if worth < self.config.filters.min_reward:
+            return "low_reward"
         return ""
 
     def _tree(self, name: str, row: int) -> Tree:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from raylm import telemetry
 from raylm.llm.protocol import EngineStats, Generation
 
 
@@ -24,10 +25,12 @@ class Meter:
         if self._in_flight == 0:
             self._since = time.monotonic()
         self._in_flight += 1
+        telemetry.gauge("raylm_requests_in_flight", self._in_flight)
         try:
             yield
         finally:
             self._in_flight -= 1
+            telemetry.gauge("raylm_requests_in_flight", self._in_flight)
             if self._in_flight == 0:
                 self._stats.busy_seconds += time.monotonic() - self._since
 
@@ -37,6 +40,8 @@ class Meter:
         self._stats.prompt_tokens += generation.prompt_tokens
         self._stats.cached_tokens += generation.cached_tokens
         self._stats.generated_tokens += generation.generated_tokens
+        for name in ("prompt_tokens", "cached_tokens", "generated_tokens"):
+            telemetry.count(f"raylm_{name}", getattr(generation, name))
 
     def note(self, key: str, text: str) -> None:
         """Record a fact about the engine, such as why it was chosen."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylm.errors import UserError
-from raylm.llm import micro
+from raylm.llm import micro, quick
 from raylm.llm.protocol import ModelRef
 
 if TYPE_CHECKING:
@@ -146,9 +146,12 @@ def dtype_name(name: str, device: str) -> str:
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory."""
-    from transformers import AutoTokenizer
+    tokenizer = quick.tokenizer(Path(path))
+    if tokenizer is None:
+        quick.without_sklearn()
+        from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
     # Lengths are checked against the context that is asked for; the tokenizer's own warning knows another one.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
@@ -160,6 +163,7 @@ def load_model(path: str | Path, dtype: torch.dtype, trust_remote_code: bool = F
     Raises:
         UserError: the weights are not those of the model that config.json describes.
     """
+    quick.without_sklearn()
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 

@@ -1,9 +1,11 @@
-"""Reward models for the search: a local sequence classifier, or one that is served over HTTP."""
+"""Reward models for the search: local ones, structural or a sequence classifier, or one served over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylm.errors import EngineDied, UserError
+from raylm.llm import quick
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,14 +27,16 @@ def is_address(model: str) -> bool:
     return model.startswith(("http://", "https://"))
 
 
-async def build(model: str, *, cpus: float = 1.0, gpus: float = 0.0) -> LocalReward | ServedReward:
+async def build(model: str, *, cpus: float = 1.0, gpus: float = 0.0) -> LocalReward | StructuralReward | ServedReward:
     """The reward model at a directory or an address.
 
     Raises:
-        UserError: it cannot be loaded, or is no classifier with one output.
+        UserError: it cannot be loaded, or is neither a structural reward model nor a classifier with one output.
     """
     if is_address(model):
         return ServedReward(model)
+    if is_structural(model):
+        return await asyncio.to_thread(StructuralReward, model, cpus, gpus)
     return await asyncio.to_thread(LocalReward, model, cpus, gpus)
 
 
@@ -41,6 +46,8 @@ class LocalReward:
     def __init__(self, path: str, cpus: float = 1.0, gpus: float = 0.0) -> None:
         """Load it; see `build`."""
         import torch
+
+        quick.without_sklearn()
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         from raylm.llm import models
@@ -94,36 +101,106 @@ class LocalReward:
         return float(torch.sigmoid(logit.float()))
 
 
-class ServedReward:
-    """A reward model behind HTTP: POST {"items": [{"question", "response"}]} answers {"scores": [number in [0, 1]]}."""
+def is_structural(model: str) -> bool:
+    """Whether a directory holds a structural reward model; no heavy import."""
+    return (Path(model) / "srm.json").is_file()
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+
+class StructuralReward:
+    """A structural reward model; the score is the probability that the response is better than an average one."""
+
+    def __init__(self, path: str, cpus: float = 1.0, gpus: float = 0.0) -> None:
+        """Load it; see `build`."""
+        import torch
+
+        from raylm.srm.model import RewardModel
+
+        torch.set_num_threads(max(1, int(cpus)))
+        device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
+        self.model = RewardModel.load(path, device=device)
+        self._lock = asyncio.Lock()
 
     async def score(self, question: str, response: str) -> float:
-        """What the service says of one response.
+        """In [0, 1]; a blank response is worth 0.
+
+        Raises:
+            ValueError: question and response are longer than the model's context; nothing is cut off.
+        """
+        if not response.strip():
+            return 0.0
+        # One by one, so that a score does not depend on what else is scored with it.
+        async with self._lock:
+            said = (await asyncio.to_thread(self.model.score, question, [response], explain=False))[0]
+        if said.truncated:
+            raise ValueError(f"a response does not fit into the context of the reward model {self.model.name}")
+        return self.model.probability(said.score)
+
+
+class ServedReward:
+    """A reward model behind HTTP.
+
+    An address that ends in /v1/score is one of `raylm serve`: it gets {"prompt", "responses"}, and the score is the
+    probability that it answers. Any other gets {"items": [{"question", "response"}]} and answers {"scores": [number in
+    [0, 1]]}. RAYLM_REWARD_TOKEN is sent as the bearer token.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address, self.own = address, address.rstrip("/").endswith("/v1/score")
+
+    async def score(self, question: str, response: str) -> float:
+        """What the service says of one response; a blank one is worth 0 to `raylm serve`'s models.
 
         Raises:
             EngineDied: it does not answer, or not with one score in [0, 1].
+            ValueError: it had to cut the response or the question.
         """
+        if self.own and not response.strip():
+            return 0.0
         return await asyncio.to_thread(self._ask, question, response)
 
     def _ask(self, question: str, response: str) -> float:
-        body = json.dumps({"items": [{"question": question, "response": response}]}).encode()
-        request = urllib.request.Request(self.address, body, {"Content-Type": "application/json"})
+        items = {"items": [{"question": question, "response": response}]}
+        body = json.dumps({"prompt": question, "responses": [response]} if self.own else items).encode()
+        headers = {"Content-Type": "application/json"}
+        if token := os.environ.get("RAYLM_REWARD_TOKEN"):
+            headers["Authorization"] = f"Bearer {token}"
+        request = urllib.request.Request(self.address, body, headers)
         error: Exception | None = None
         for _ in range(_TRIES):
             try:
                 with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
                     return self._read(json.loads(answer.read()))
-            except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as failure:
+            except urllib.error.HTTPError as failure:
+                error = _told(failure)
+                if failure.code < 500 and failure.code not in (408, 429):
+                    break  # asked again, it would answer the same
+                time.sleep(min(10.0, float(failure.headers.get("Retry-After") or 0)))
+            except (urllib.error.URLError, OSError, json.JSONDecodeError) as failure:
                 error = failure
         raise EngineDied(f"the reward model at {self.address} does not answer: {error}")
 
     def _read(self, answer: Any) -> float:
         scores = answer.get("scores") if isinstance(answer, dict) else None
-        if not isinstance(scores, list) or len(scores) != 1 or not 0 <= float(scores[0]) <= 1:
+        if self.own and isinstance(answer, dict):
+            rows = [row for row in answer.get("data") or () if isinstance(row, dict)]
+            if any(row.get("truncated") for row in rows):
+                raise ValueError(f"a response does not fit into the context of the reward model at {self.address}")
+            scores = [row.get("probability") for row in rows]
+        if (
+            not isinstance(scores, list)
+            or len(scores) != 1
+            or not isinstance(scores[0], (int, float))
+            or not 0 <= scores[0] <= 1
+        ):
             raise EngineDied(
                 f"the reward model at {self.address} answers {str(answer)[:80]!r}, not one score in [0, 1]"
             )
         return float(scores[0])
+
+
+def _told(failure: urllib.error.HTTPError) -> Exception:
+    """The message of an error in OpenAI's form, or the error as it is."""
+    try:
+        return RuntimeError(f"{failure.code}: {json.loads(failure.read())['error']['message']}")
+    except (ValueError, KeyError, TypeError):
+        return failure

@@ -11,7 +11,22 @@ from raylm.errors import UserError
 if TYPE_CHECKING:
     from raylm.storage import Store
 
-STAGES = ("explore", "synthesize", "finetune", "evaluate", "pipeline", "classify", "diagnose")
+STAGES = (
+    "explore",
+    "synthesize",
+    "finetune",
+    "evaluate",
+    "pipeline",
+    "classify",
+    "retrieve",
+    "index",
+    "evaluate_retrieval",
+    "sweep",
+    "reward",
+    "score",
+    "diagnosis",
+    "diagnose",
+)
 
 
 def for_stage(name: str, store: Store, related: dict[str, Store] | None = None) -> str:

@@ -31,7 +31,7 @@ Points = tuple[Sequence[float], Sequence[float]]
 """(x, y)"""
 
 
-def _styled(plot: Callable[..., Figure]) -> Callable[..., Markup]:
+def drawing(plot: Callable[..., Figure]) -> Callable[..., Markup]:
     """Draw under raylm's settings without touching those of the process, and return SVG."""
 
     @wraps(plot)
@@ -44,7 +44,7 @@ def _styled(plot: Callable[..., Figure]) -> Callable[..., Markup]:
     return styled
 
 
-@_styled
+@drawing
 def lines(
     series: Mapping[str, Points],
     *,
@@ -56,6 +56,7 @@ def lines(
     limits: tuple[float, float] | None = None,
     level: tuple[float, str] | None = None,
     faint: Sequence[str] = (),
+    unnamed: Sequence[str] = (),
 ) -> Figure:
     """Curves over a common axis.
 
@@ -69,8 +70,9 @@ def lines(
         limits: of the vertical axis.
         level: height and name of a dashed reference line.
         faint: names drawn thin and pale, for raw values behind a smoothed curve.
+        unnamed: names that the legend leaves out.
     """
-    figure, axes = _start(title, x, y)
+    figure, axes = start(title, x, y)
     colours = iter(CYCLE * (1 + len(series) // len(CYCLE)))
     for name, (xs, ys) in series.items():
         thin = name in faint
@@ -80,7 +82,7 @@ def lines(
             color=GREY if thin else next(colours),
             alpha=0.6 if thin else 1.0,
             linewidth=1.0 if thin else 1.8,
-            label=name,
+            label=f"_{name}" if name in unnamed else name,
             marker="o" if len(xs) < 30 and not thin else None,
             markersize=3.5,
         )
@@ -102,7 +104,7 @@ def lines(
     return figure
 
 
-@_styled
+@drawing
 def histogram(
     groups: Mapping[str, Sequence[float]],
     *,
@@ -122,7 +124,7 @@ def histogram(
         bins: at most this many bins; whole numbers in a small range get one bin each.
         colours: of the groups, in order.
     """
-    figure, axes = _start(title, x, y)
+    figure, axes = start(title, x, y)
     values = [value for group in groups.values() for value in group]
     edges: Any = bins
     if values and all(float(value).is_integer() for value in values) and max(values) - min(values) < bins:
@@ -142,7 +144,7 @@ def histogram(
     return figure
 
 
-@_styled
+@drawing
 def scatter(
     groups: Mapping[str, Points],
     *,
@@ -162,7 +164,7 @@ def scatter(
         x_limits: of the horizontal axis.
         y_limits: of the vertical axis.
     """
-    figure, axes = _start(title, x, y, height=4.2)
+    figure, axes = start(title, x, y, height=4.2)
     colours = [GREY, *(BLUE, ORANGE, GREEN, PURPLE, AMBER, "#c44e6e")]
     markers = "oo^sDvP"
     for number, (name, (xs, ys)) in enumerate(groups.items()):
@@ -185,10 +187,10 @@ def scatter(
     return figure
 
 
-@_styled
+@drawing
 def barh(values: Mapping[str, float], *, title: str, x: str) -> Figure:
     """Horizontal bars in the order given, first on top."""
-    figure, axes = _start(title, x, "", height=max(2.6, 0.17 * len(values) + 0.9))
+    figure, axes = start(title, x, "", height=max(2.6, 0.17 * len(values) + 0.9))
     names = list(values)[::-1]
     axes.barh(range(len(names)), [values[name] for name in names], color=BLUE, height=0.72)
     axes.set_yticks(range(len(names)), names, fontsize=8 if len(names) < 40 else 6)
@@ -205,10 +207,11 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
     return out
 
 
-def _start(title: str, x: str, y: str, height: float = 3.0) -> tuple[Figure, Axes]:
+def start(title: str, x: str, y: str, height: float = 3.0, width: float = 6.2) -> tuple[Figure, Axes]:
+    """An empty plot in the style of all of them."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.2, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
     axes.set_xlabel(x, color=_INK)

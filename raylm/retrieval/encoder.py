@@ -1,7 +1,7 @@
 """A text encoder: token vectors pooled into one vector of length 1, kept as a sentence-transformers directory.
 
-The directory holds modules.json (Transformer, Pooling, with a Matryoshka dimension a Dense that takes the first
-coordinates, Normalize), prompts in config_sentence_transformers.json, and safetensors, so that sentence-transformers
+The directory holds modules.json (Transformer, Pooling, a Dense where there is an adapter or a Matryoshka dimension,
+Normalize), prompts in config_sentence_transformers.json, and safetensors, so that sentence-transformers
 loads it by itself and gives the same vectors.
 """
 
@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from raylm.errors import UserError
-from raylm.llm import models
+from raylm.llm import models, quick
 from raylm.llm.tokens import Tokens
 
 Kind = Literal["query", "document"]
@@ -64,6 +64,18 @@ class Encoder(nn.Module):
             raise UserError(f"max_length={settings.max_length}: this encoder reads 3 to {most} tokens")
         if getattr(model, "pooler", None) is not None:
             model.pooler.requires_grad_(False)  # no loss reaches it
+        self.adapter: nn.Linear | None = None
+        """A linear map of pooled vectors, before they are cut to `dimension` and put to length 1."""
+        self._pooled: dict[bytes, torch.Tensor] | None = None
+
+    def adapt(self) -> None:
+        """Put an adapter on, the identity at first, and freeze the model; its pooled vectors are kept in memory."""
+        width = int(self.model.config.hidden_size)
+        if self.adapter is None:
+            self.adapter = nn.Linear(width, width, bias=False).to(self.device)
+            nn.init.eye_(self.adapter.weight)
+        self.model.requires_grad_(False)
+        self._pooled = {} if self._pooled is None else self._pooled
 
     @classmethod
     def load(
@@ -80,6 +92,7 @@ class Encoder(nn.Module):
         Raises:
             UserError: it is nowhere to be had, or has modules or a pooling that this class lacks.
         """
+        quick.without_sklearn()
         from transformers import AutoModel
         from transformers.utils import logging
 
@@ -89,7 +102,16 @@ class Encoder(nn.Module):
         model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
         settings = _settings_of(path, tokenizer, model.config)
         given = {name: value for name, value in changes.items() if value is not None}
-        return cls(model, tokenizer, replace(settings, **given)).to(device).eval()
+        found = cls(model, tokenizer, replace(settings, **given))
+        dense = path / "2_Dense/model.safetensors"
+        if dense.is_file():
+            weight = load_file(dense)["linear.weight"]
+            if not weight.equal(torch.eye(*weight.shape)):
+                found.adapter = nn.Linear(weight.shape[1], weight.shape[1], bias=False)
+                full = torch.zeros(weight.shape[1], weight.shape[1])
+                full[: len(weight)] = weight
+                found.adapter.weight.data.copy_(full)
+        return found.to(device).eval()
 
     @property
     def dimension(self) -> int:
@@ -114,7 +136,8 @@ class Encoder(nn.Module):
         """
         digest = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
         digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
-        for name, value in sorted(self.model.state_dict().items()):
+        weights = {**self.model.state_dict(), **({"adapter": self.adapter.weight} if self.adapter else {})}
+        for name, value in sorted(weights.items()):
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
@@ -134,17 +157,33 @@ class Encoder(nn.Module):
         return states
 
     def pool(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Unit vectors [batch, dimension] from token vectors [batch, tokens, hidden]."""
+        """Pooled vectors [batch, hidden] of any length from token vectors [batch, tokens, hidden]."""
         if self.settings.pooling == "cls":
-            pooled = states[:, 0]
-        else:
-            weights = mask[..., None].to(states.dtype)
-            pooled = (states * weights).sum(1) / weights.sum(1).clamp_min(1.0)
-        return F.normalize(pooled[:, : self.dimension].float(), dim=-1)
+            return states[:, 0]
+        weights = mask[..., None].to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1).clamp_min(1.0)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Unit vectors of a batch of texts, [batch, dimension], with gradients; ids and mask are [batch, tokens]."""
-        return self.pool(self.states(ids, mask), mask)
+        pooled = self.pool(self.states(ids, mask), mask) if self._pooled is None else self._remembered(ids, mask)
+        if self.adapter is not None:
+            pooled = self.adapter(pooled)
+        return F.normalize(pooled[:, : self.dimension].float(), dim=-1)
+
+    @torch.no_grad()
+    def _remembered(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Pooled vectors of a frozen model, made once a text and without dropout."""
+        assert self._pooled is not None
+        lengths = mask.sum(1).tolist()
+        keys = [row[:length].tobytes() for row, length in zip(ids.cpu().numpy(), lengths, strict=True)]
+        new = [number for number, key in enumerate(keys) if key not in self._pooled]
+        if new:
+            training = self.model.training
+            self.model.eval()
+            for number, row in zip(new, self.pool(self.states(ids[new], mask[new]), mask[new]), strict=True):
+                self._pooled[keys[number]] = row.clone()
+            self.model.train(training)
+        return torch.stack([self._pooled[key] for key in keys])
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], kind: Kind = "document", batch_size: int = 64) -> np.ndarray:
@@ -183,12 +222,14 @@ class Encoder(nn.Module):
             f"pooling_mode_{name}_token{s}": self.settings.pooling == name for name, s in (("cls", ""), ("mean", "s"))
         }
         _write(folder / "1_Pooling/config.json", {"word_embedding_dimension": width, **modes})
-        if self.dimension < width:
+        if self.dimension < width or self.adapter is not None:
             parts.append(("Dense", "2_Dense"))
             identity = "torch.nn.modules.linear.Identity"
             sizes = {"in_features": width, "out_features": self.dimension, "bias": False}
             _write(folder / "2_Dense/config.json", {**sizes, "activation_function": identity})
-            save_file({"linear.weight": torch.eye(self.dimension, width)}, folder / "2_Dense/model.safetensors")
+            weight = torch.eye(width) if self.adapter is None else self.adapter.weight.detach().cpu()
+            kept = {"linear.weight": weight[: self.dimension].clone()}
+            save_file(kept, folder / "2_Dense/model.safetensors")
         parts.append(("Normalize", f"{len(parts)}_Normalize"))
         (folder / parts[-1][1]).mkdir(exist_ok=True)
         rows = [
@@ -226,7 +267,7 @@ def _settings_of(path: Path, tokenizer: Any, config: Any) -> Settings:
         if name == "Pooling":
             settings = replace(settings, pooling=_pooling(folder))
         elif name == "Dense":
-            settings = replace(settings, dimension=_first_coordinates(folder))
+            settings = replace(settings, dimension=_coordinates(folder, config.hidden_size))
         elif name not in ("Transformer", "Normalize"):
             raise UserError(f"{path}: module {name} in modules.json; encoders here are Transformer, Pooling, Normalize")
     return settings
@@ -242,13 +283,9 @@ def _pooling(folder: Path) -> Literal["mean", "cls"]:
     return "mean" if mode == "mean" else "cls"
 
 
-def _first_coordinates(folder: Path) -> int:
-    weight = load_file(folder / "model.safetensors")["linear.weight"]
+def _coordinates(folder: Path, width: int) -> int | None:
+    """How many coordinates a Dense module gives; None where it keeps them all."""
     said = models.read_json(folder / "config.json")
-    if (
-        said.get("bias")
-        or "Identity" not in said.get("activation_function", "")
-        or not weight.equal(torch.eye(*weight.shape))
-    ):
-        raise UserError(f"{folder}: a Dense layer with weights of its own; encoders here have none")
-    return len(weight)
+    if folder.name != "2_Dense" or said.get("bias") or "Identity" not in said.get("activation_function", ""):
+        raise UserError(f"{folder}: a Dense layer with a bias or an activation; encoders here have linear maps alone")
+    return None if said["out_features"] == width else int(said["out_features"])

@@ -6,17 +6,22 @@ Vectors have length 1, S is the cosine and D = 1 - S the distance. Losses see th
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from raylm.softlabels.losses import divergence
 
-Kind = Literal["quadruplet", "quadruplet_b", "triplet", "triplet_hard", "infonce", "infonce_hard", "margin_mse"]
-HARD: tuple[Kind, ...] = ("quadruplet", "quadruplet_b", "triplet_hard", "infonce_hard", "margin_mse")
+Kind = Literal[
+    "quadruplet", "quadruplet_b", "triplet", "triplet_hard", "triplet_own", "infonce", "infonce_hard", "margin_mse"
+]
+HARD: tuple[Kind, ...] = ("quadruplet", "quadruplet_b", "triplet_hard", "triplet_own", "infonce_hard", "margin_mse")
 """Losses that need hard negatives."""
+Name = str | int
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ def loss(
     temperature: float = 0.05,
     soft: torch.Tensor | None = None,
     alpha: float = 0.0,
+    soft_temperature: float | None = None,
     teacher: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The mean loss of a batch.
@@ -96,12 +102,13 @@ def loss(
     quadruplet: [D(q,d+) - D(q,h) + m1]+ + [D(q,d+) - D(q,s) + m2]+ + lambda [D(q,h) - D(q,s) + m3]+ (source: our
         reconstruction); quadruplet_b has D(d+,h)'s neighbour D(h,s) in the last term: [D(q,d+) - D(h,s) + m3]+
         (source: a related paper, Chen et al. 2017).
-    triplet: its second term alone; triplet_hard: the first two.
+    triplet: its second term alone; triplet_own: its first; triplet_hard: both.
     infonce: cross-entropy over all positives of the batch; infonce_hard: over the hard negatives as well.
     margin_mse: squared difference of S(q,d+) - S(q,h) from that of a teacher (source: a related paper).
 
     Args:
         soft: [batch, candidates] target distributions over what `similarities` lists; adds alpha KL(soft || softmax).
+        soft_temperature: of the softmax in that divergence, where it is another than that of infonce.
         teacher: [batch, 1 + hard], a teacher's scores of the positive and of the own hard negatives, for margin_mse.
 
     Raises:
@@ -122,7 +129,7 @@ def loss(
     else:
         value = _margin(kind, batch, table, margins)
     if soft is not None and alpha:
-        logits = (table / temperature).masked_fill(~batch.allowed, float("-inf"))
+        logits = (table / (soft_temperature or temperature)).masked_fill(~batch.allowed, float("-inf"))
         value = value + alpha * divergence(logits, soft)
     return value
 
@@ -132,12 +139,14 @@ def _margin(kind: Kind, batch: Candidates, table: torch.Tensor, margins: Margins
     close = 1 - table.diagonal()[:, None]
     simple = 1 - table[:, : batch.size]
     others = batch.allowed[:, : batch.size] & ~torch.eye(batch.size, dtype=torch.bool, device=table.device)
-    value = _hinge(close - simple + margins.simple, others)
+    value = close.sum() * 0.0
+    if kind != "triplet_own":
+        value = value + _hinge(close - simple + margins.simple, others)
     if kind == "triplet":
         return value
     hard, counts = 1 - batch.own_hard(), batch.own_hard_allowed()
     value = value + _hinge(close - hard + margins.hard, counts)
-    if kind == "triplet_hard" or margins.weight == 0:
+    if kind in ("triplet_own", "triplet_hard") or margins.weight == 0:
         return value
     both = counts[:, :, None] & others[:, None, :]
     if kind == "quadruplet":
@@ -152,24 +161,26 @@ def _hinge(values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     return (values.clamp_min(0.0) * counts).sum() / counts.sum().clamp_min(1)
 
 
-def allowed(positives: list[str], hard: list[list[str]], relevant: list[set[str]]) -> torch.Tensor:
+def allowed(positives: Sequence[Name], hard: Sequence[Sequence[Name]], relevant: Sequence[Set[Name]]) -> torch.Tensor:
     """Which documents count as candidates of a query; see `Candidates`.
 
     Args:
-        positives: document id of each query's positive.
-        hard: document ids of each query's hard negatives, equally many.
-        relevant: all document ids that are relevant to each query.
+        positives: each query's positive, by id or by place.
+        hard: each query's hard negatives, equally many.
+        relevant: everything that is relevant to each query.
     """
-    documents = [*positives, *(name for names in hard for name in names)]
-    rows = []
-    for place, known in enumerate(relevant):
-        seen, row = {positives[place]}, []
-        for at, name in enumerate(documents):
-            # A document that is there several times counts once, and the own positive in its own place.
-            row.append(at == place or (name not in known and name not in seen))
-            seen.add(name)
-        rows.append(row)
-    return torch.tensor(rows)
+    documents = np.array([*positives, *(name for names in hard for name in names)])
+    names, first, codes = np.unique(documents, return_index=True, return_inverse=True)
+    # A document that is there several times counts once, and the own positive in its own place.
+    once = np.zeros(len(documents), dtype=bool)
+    once[first] = True
+    known = np.zeros((len(positives), len(names)), dtype=bool)
+    known[np.arange(len(positives)), codes[: len(positives)]] = True
+    for row, own in enumerate(relevant):
+        known[row] |= np.isin(names, list(own))
+    found = once & ~known[:, codes]
+    found[np.arange(len(positives)), np.arange(len(positives))] = True
+    return torch.from_numpy(found)
 
 
 @dataclass

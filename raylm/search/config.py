@@ -24,7 +24,8 @@ class ValueConfig(Config):
     reward_model: float = Field(0.0, ge=0)
     """Weight of the reward model's score, in [0, 1]."""
     model: str = ""
-    """The reward model: a directory with a sequence classifier of one output, or the address (http:// or https://) of a
+    """The reward model: a directory with a structural reward model or a
+    sequence classifier of one output, or the address (http:// or https://) of a
     served one."""
 
     @model_validator(mode="after")

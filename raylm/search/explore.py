@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from raylm import telemetry
 from raylm.errors import UserError
 from raylm.records import Problem, Tree, to_table
 from raylm.search.config import ExploreConfig
@@ -53,7 +54,8 @@ def run(config: ExploreConfig) -> Manifest:
     model = models.resolve(config.engine.model, config.engine.revision, config.engine.trust_remote_code)
     inputs = {"problems": _digest(problems), "model": model.ref.revision}
     if config.search.value.model and not reward.is_address(config.search.value.model):
-        inputs["reward_model"] = models.resolve(config.search.value.model).ref.revision
+        find = models.resolve_encoder if reward.is_structural(config.search.value.model) else models.resolve
+        inputs["reward_model"] = find(config.search.value.model).ref.revision
     stage = StageRun("explore", config, config.out, inputs)
     if stage.finished is None:
         check_prompts(config, problems, models.load_tokenizer(model.path, config.engine.trust_remote_code))
@@ -124,6 +126,8 @@ class ExploreWorker:
             snapshot=snapshot,
             on_round=save,
         )
+        telemetry.count("raylm_trees")
+        telemetry.count("raylm_nodes", len(tree.nodes))
         verdicts = [found.verdict for found in tree.trajectories]
         summary = {
             "model": asdict(engine.model),

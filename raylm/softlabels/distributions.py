@@ -69,11 +69,13 @@ def onehot(gold: np.ndarray, labels: int) -> Rows:
     return found
 
 
-def mix(soft: Rows, gold: np.ndarray, share: float) -> Rows:
+def mix(soft: Rows, gold: np.ndarray, share: float, *, guard: bool = True) -> Rows:
     """(1 - share) onehot + share soft, where the gold label stays on top (source: our choice).
 
-    Where another label would pass it, that row's share is lowered until the two are level.
+    Where another label would pass it, that row's share is lowered until the two are level; without the guard it is not.
     """
+    if not guard:
+        return (1 - share) * onehot(gold, soft.shape[1]) + share * soft
     rows = np.arange(len(gold))
     others = soft.copy()
     others[rows, gold] = -1.0

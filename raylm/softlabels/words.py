@@ -29,9 +29,7 @@ def segmenter(kind: Segmenter, texts: Sequence[str] = ()) -> Callable[[str], lis
     Raises:
         UserError: Chinese without jieba installed.
     """
-    if kind == "auto":
-        sample = "".join(texts[:1_000])
-        kind = "chinese" if 2 * len(_HAN.findall(sample)) > sum(map(str.isalpha, sample)) else "words"
+    kind = resolved(kind, texts)
     if kind == "spaces":
         return str.split
     if kind == "words":
@@ -42,6 +40,14 @@ def segmenter(kind: Segmenter, texts: Sequence[str] = ()) -> Callable[[str], lis
         raise UserError("these texts are Chinese, whose words need jieba: pip install jieba") from None
     jieba.setLogLevel("ERROR")
     return lambda text: [word for word in jieba.lcut(text.lower()) if _WORD.fullmatch(word)]
+
+
+def resolved(kind: Segmenter, texts: Sequence[str]) -> Segmenter:
+    """What `auto` stands for with these texts; the others stand for themselves."""
+    if kind != "auto":
+        return kind
+    sample = "".join(texts[:1_000])
+    return "chinese" if 2 * len(_HAN.findall(sample)) > sum(map(str.isalpha, sample)) else "words"
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ def _id(row: _Row, source: SourceConfig) -> str:
             f"{row.place}: field {source.id_field!r} holds no id (it has {', '.join(sorted(row.fields))}); "
             f"give every row one or set id_field of source {source.name}"
         )
-    return str(value).strip()
+    return _whole(str(value).strip(), row, source.id_field)
 
 
 def _question(row: _Row, source: SourceConfig) -> str:
@@ -135,7 +135,19 @@ def _field(row: _Row, name: str, source: SourceConfig, numbers: bool = True) -> 
         raise UserError(f"{row.place}: field {name!r} is {type(value).__name__}, not text; mend or remove the row")
     if not value.strip():
         raise UserError(f"{row.place}: field {name!r} is empty; mend or remove the row")
-    return value
+    return _whole(value, row, name)
+
+
+def _whole(text: str, row: _Row, name: str) -> str:
+    r"""A text that can be stored: JSON may spell half a character (\ud83d), which no encoding has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise UserError(
+            f"{row.place}: field {name!r} holds half a character ({half}); mend or remove the row"
+        ) from None
+    return text
 
 
 def _rows(source: SourceConfig) -> Iterator[_Row]:

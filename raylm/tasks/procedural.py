@@ -95,25 +95,31 @@ def _draw(request: str) -> str:
     )
     if child.returncode:
         raise RuntimeError(f"drawing problems failed with exit code {child.returncode}: {child.stderr[-2000:]}")
-    reply = json.loads(child.stdout)
-    if "error" in reply:
-        raise UserError(reply["error"])
-    return json.dumps(reply["problems"])
+    return _problems(child.stdout)
+
+
+def _problems(reply: str) -> str:
+    found = json.loads(reply)
+    if "error" in found:
+        raise UserError(found["error"])
+    return json.dumps(found["problems"])
 
 
 def main() -> None:
     """Draw for the sources on standard input, and write their problems as JSON to standard output."""
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a task prints must not mix with the problems
-    sources = [SourceConfig(**source) for source in json.load(sys.stdin)]
-    try:
-        reply: dict[str, Any] = {
-            "problems": [[dataclasses.asdict(item) for item in _distinct(source)] for source in sources]
-        }
-    except UserError as error:
-        reply = {"error": str(error)}
-    json.dump(reply, output)
+    json.dump(answer(sys.stdin.read()), output)
     output.close()
+
+
+def answer(request: str) -> dict[str, Any]:
+    """What the child process says to a request: `problems` of each source as plain data, or the `error` of a user."""
+    try:
+        sources = [SourceConfig(**source) for source in json.loads(request)]
+        return {"problems": [[dataclasses.asdict(item) for item in _distinct(source)] for source in sources]}
+    except UserError as error:
+        return {"error": str(error)}
 
 
 def _distinct(source: SourceConfig) -> Iterator[Problem]:

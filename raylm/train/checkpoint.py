@@ -10,12 +10,32 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from raylm.errors import UserError
+
+
+@contextmanager
+def room(place: Path, step: int) -> Iterator[None]:
+    """Where a checkpoint is written to `place`.
+
+    Raises:
+        UserError: the disk is full; the checkpoint before this one is whole.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(
+            f"{place}: no space left for the checkpoint of step {step}; free some and run the same command again: it "
+            "goes on from the checkpoint before. TMPDIR says where checkpoints are prepared"
+        ) from error
 
 
 def save(folder: Path, rank: int, world: int, state: dict[str, Any]) -> None:
@@ -25,16 +45,8 @@ def save(folder: Path, rank: int, world: int, state: dict[str, Any]) -> None:
         UserError: the disk is full; the checkpoint before this one is whole.
     """
     file = folder / f"rank-{rank}.pt"
-    try:
-        with file.open("wb") as sink:
-            torch.save(state, sink)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError(
-            f"{file}: no space left for the checkpoint of step {state['step']}; free some and run the same command "
-            "again: it goes on from the checkpoint before. TMPDIR says where checkpoints are prepared"
-        ) from error
+    with room(file, state["step"]), file.open("wb") as sink:
+        torch.save(state, sink)
     said = {"bytes": file.stat().st_size, "step": state["step"], "world": world}
     (folder / f"rank-{rank}.json").write_text(json.dumps(said))
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raylm.config import Config, runtime
+from raylm.config import Config, Direction, runtime
 
 
 class IsolationConfig(Config):
@@ -225,6 +225,15 @@ class FinetuneConfig(Config):
     """File to which every optimizer step taken is appended as a JSON line, repeated ones too; empty logs none."""
     max_failures: int = runtime(3, ge=0)
     """Worker failures that Ray Train recovers from."""
+
+    def measures(self) -> dict[str, Direction]:
+        """Numbers by which a sweep can compare runs of this config, and which way is better."""
+        found: dict[str, Direction] = {"loss": "min"}
+        if self.watch.chains or any(task.eval_chains for task in self.tasks):
+            found |= {"held_out_loss": "min", "held_out_exact": "max", "forgetting": "min"}
+        if any(task.eval_chains for task in self.tasks):
+            found["new_task"] = "max"
+        return found
 
     @model_validator(mode="after")
     def _batch_divides(self) -> FinetuneConfig:

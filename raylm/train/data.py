@@ -119,7 +119,7 @@ def encode(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, confi
         if not sample.label_tokens:
             raise UserError(f"chain {row['id']}: no token of its response is trained on")
         (samples if len(ids) <= config.max_length else overlong).append(sample)
-    if len(overlong) > config.max_overlong_share * len(rows):
+    if len(overlong) > config.max_overlong_share * len(rows) or not samples:
         longest = max(overlong, key=lambda sample: len(sample.ids))
         raise UserError(
             f"{len(overlong)} of {len(rows)} chains are longer than max_length={config.max_length} (longest: "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from raylm import telemetry
 from raylm.errors import UserError
 from raylm.progress import Progress
 from raylm.units import ensure_ray
@@ -24,6 +26,21 @@ class Scaling(Protocol):
     def max_failures(self) -> int: ...
 
 
+Observer = Callable[[dict[str, Any], int], None]
+"""Gets the row of a step as the sink got it, and the number of steps of the whole run."""
+_observers: list[Observer] = []
+
+
+@contextlib.contextmanager
+def observed(by: Observer) -> Iterator[None]:
+    """Let `by` see the rows of whatever run `fit` makes in this process, in their order; called from a thread."""
+    _observers.append(by)
+    try:
+        yield
+    finally:
+        _observers.remove(by)
+
+
 def fit(
     loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], config: Scaling, *, title: str, steps: int
 ) -> float:
@@ -31,7 +48,8 @@ def fit(
 
     Args:
         loop: gets the arguments, and a `sink` actor whose `add` takes rows with step, loss and a rate by its unit,
-            such as `tokens_per_second`.
+            such as `tokens_per_second`; where there is an isolation mask, its `mask_overlap`; after a look also
+            `measures`, numbers by the names that the stage's config gives in `measures()`.
         arguments: plain data; `root` is the stage's directory, below which Ray Train keeps its state in `train`.
         config: of the stage.
         title: of the progress bar.
@@ -43,9 +61,12 @@ def fit(
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ensure_ray()
-    sink = ray.remote(num_cpus=0)(_Sink).remote()
+    # Where the driver is, so that it outlives any other node.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    sink = ray.remote(num_cpus=0, scheduling_strategy=here)(_Sink).remote()
     trainer = TorchTrainer(
         loop,
         train_loop_config={**arguments, "sink": sink},
@@ -85,6 +106,11 @@ class _Sink:
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
+        for key in ("step", "loss", "tokens_per_second"):
+            if key in row:
+                telemetry.gauge(f"raylm_train_{key}", row[key])
+        if "mask_overlap" in row:
+            telemetry.gauge("raylm_mask_overlap", row["mask_overlap"])
 
     def take(self) -> list[dict[str, Any]]:
         rows, self.rows = self.rows, []
@@ -99,8 +125,12 @@ def _watch(sink: Any, progress: Progress, stop: threading.Event) -> None:
         ended = stop.wait(1.0)
         for row in ray.get(sink.take.remote()):
             rates = [f"{value:.0f} {key.replace('_per_second', '/s')}" for key, value in row.items() if "_per_" in key]
-            progress.advance(max(0, row["step"] - last), ", ".join([f"loss {row['loss']:.3f}", *rates]))
-            last = max(last, row["step"])
+            if row["step"] <= last:  # repeated after a worker's death
+                continue
+            for observer in _observers:
+                observer(row, progress.total)
+            progress.advance(row["step"] - last, ", ".join([f"loss {row['loss']:.3f}", *rates]))
+            last = row["step"]
         if ended:
             return
 

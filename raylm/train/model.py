@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from raylm.errors import UserError
-from raylm.llm import models
+from raylm.llm import models, quick
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import Sample
 from raylm.train.engines import Engine
@@ -30,6 +30,7 @@ def build_model(path: str, config: FinetuneConfig, on: str = "") -> Any:
 
 def skeleton(path: str | Path, config: FinetuneConfig) -> Any:
     """The model of `build_model` without its weights, on the meta device: names and shapes, in a moment."""
+    quick.without_sklearn()
     from transformers import AutoConfig, AutoModelForCausalLM
 
     trust = config.trust_remote_code

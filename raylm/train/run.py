@@ -81,10 +81,12 @@ class Run:
                 self.engine.optimizer.penalty.settle()
             if loggers is not None:
                 loggers.write(step, {f"train/{key}": row[key] for key in ("loss", "lr", "grad_norm")})
-            if self.watch.due(step):
+            looked = self.watch.due(step)
+            if looked:
                 self._look(step, loggers)
             speed = self.trained / (time.monotonic() - self.clock)
-            on_step({"step": step, "loss": row["loss"], "tokens_per_second": speed})
+            measures = {"measures": self.measures(step)} if looked else {}
+            on_step({"step": step, "loss": row["loss"], "tokens_per_second": speed, **self._overlap(), **measures})
             if step % self.config.checkpoint_every == 0 and step < self.plan.steps:
                 save(step, self.state(step))
         if loggers is not None:
@@ -108,6 +110,7 @@ class Run:
             "masks": isolation.log if isolation is not None else [],
             "watch": self.watch.rows,
             "exported_step": self._exported(),
+            "measures": self.measures(self._exported()),
             "seen": sorted(row for rows in everyones(self.trainer.seen) for row in rows),
             "tokens_per_second": self.trained / seconds,
             "step_seconds": seconds / max(1, len(self.rows) - self.first),
@@ -115,6 +118,16 @@ class Run:
             "padding_share": self.trainer.padding / max(1, held),
             "export_largest_logit_difference": difference,
         }
+
+    def _overlap(self) -> dict[str, float]:
+        """Jaccard index of the newest mask with the first one, once there are two."""
+        isolation = self.engine.optimizer.isolation
+        newest = isolation.log[-1]["jaccard_first"] if isolation is not None and isolation.log else None
+        return {} if newest is None else {"mask_overlap": newest}
+
+    def measures(self, step: int) -> dict[str, float]:
+        """What a sweep may look for: the training loss of a step, and what held-out chains say up to it."""
+        return {"loss": self.rows[max(step, 1) - 1]["loss"], **self.watch.measures(step)}
 
     def _exported(self) -> int:
         """Step whose weights are exported."""

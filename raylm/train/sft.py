@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raylm.errors import UserError
 from raylm.llm import models
 from raylm.storage import Manifest, StageRun, Store
 from raylm.train import loggers, repair
@@ -66,9 +67,13 @@ def check_isolation(config: FinetuneConfig, model: Path, steps: int) -> None:
 
 
 def _train(config: FinetuneConfig, stage: StageRun, model_path: str, steps: int) -> float:
-    """Run the Ray Train job with a progress bar; returns its seconds."""
+    """Run the Ray Train job with a progress bar; returns its seconds.
+
+    Raises:
+        UserError: loss or gradient was not finite; the message names the batch.
+    """
     from raylm.train import job
-    from raylm.train.worker import train_loop
+    from raylm.train.worker import STOPPED, train_loop
 
     # Ray Train's workers have working directories of their own.
     mask = config.isolation.mask_file
@@ -80,7 +85,12 @@ def _train(config: FinetuneConfig, stage: StageRun, model_path: str, steps: int)
         "step_log": config.step_log and os.path.abspath(config.step_log),
     }
     arguments = {"config": config.model_dump(mode="json") | absolute, "model": model_path, "root": stage.store.place}
-    return job.fit(train_loop, arguments, config, title="finetune", steps=steps)
+    seconds = job.fit(train_loop, arguments, config, title="finetune", steps=steps)
+    if stage.store.exists(STOPPED):
+        why = stage.store.read_json(STOPPED)["why"]
+        stage.store.remove(STOPPED)
+        raise UserError(f"{why}; lower lr or clip, train in float32, or look at these chains")
+    return seconds
 
 
 def _finish(stage: StageRun, directory: models.ModelDir, work: Work, seconds: float) -> None:
@@ -107,6 +117,7 @@ def _finish(stage: StageRun, directory: models.ModelDir, work: Work, seconds: fl
             "overlong_chains": work.overlong,
             "repair": work.counts(),
             "exported_step": log["exported_step"],
+            "measures": log["measures"],
             "trainable_parameters": log["trainable_parameters"],
             "padding_share": log["padding_share"],
             "export_largest_logit_difference": log["export_largest_logit_difference"],

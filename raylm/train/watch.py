@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from raylm.train.config import FinetuneConfig
@@ -38,6 +39,7 @@ class Watch:
     ) -> None:
         """Watch `sets` in a run of a plan; the general set of `extra` can end it."""
         self.config, self.sets, self.ends, self.extra = config.watch, sets, plan.stage_ends(), extra
+        self._own_ends = {plan.task_at(end - 1): end for end in self.ends} if config.order == "sequential" else {}
         self.every = max(1, count_steps(config.watch.every, plan.steps))
         self.rows: list[dict[str, Any]] = []
         """step, set, loss, token_accuracy, exact; before the first step as well."""
@@ -63,6 +65,36 @@ class Watch:
             found.setdefault(row["step"], []).append(row["loss"])
         return {step: sum(values) / len(values) for step, values in found.items()}
 
+    def measures(self, until: int) -> dict[str, float]:
+        """What the looks up to a step say, in one number each.
+
+        Returns:
+            held_out_loss and held_out_exact: means over all sets, at the last look; forgetting: mean over all sets of
+            the best exact share minus the last (source: the usual definition); new_task: mean over the sets of tasks
+            of the exact share when the task's own training ended, or at the last look. Without looks, nothing; without
+            sets of tasks, no new_task.
+        """
+        looked: dict[str, list[dict[str, Any]]] = {}
+        for row in self.rows:
+            if row["step"] <= until:
+                looked.setdefault(row["set"], []).append(row)
+        if not looked:
+            return {}
+        found = {
+            "held_out_loss": _mean(rows[-1]["loss"] for rows in looked.values()),
+            "held_out_exact": _mean(rows[-1]["exact"] for rows in looked.values()),
+            "forgetting": _mean(max(row["exact"] for row in rows) - rows[-1]["exact"] for rows in looked.values()),
+        }
+        tasks = [rows for name, rows in looked.items() if name != ALL]
+        if tasks:
+            found["new_task"] = _mean(self._at_own_end(rows) for rows in tasks)
+        return found
+
+    def _at_own_end(self, rows: list[dict[str, Any]]) -> float:
+        """The exact share of a task at the end of its own training, or at the last look before it."""
+        end = self._own_ends.get(rows[0]["set"], rows[-1]["step"])
+        return [row["exact"] for row in rows if row["step"] <= end][-1]
+
     def best(self) -> tuple[int, float] | None:
         """Step and mean loss of the lowest look, the first of equal ones; None before the first look."""
         losses = self.losses()
@@ -81,3 +113,8 @@ class Watch:
         """Whether the general set's loss has risen by more than a repair plan allows."""
         losses = [row["loss"] for row in self.rows if row["set"] == GENERAL]
         return self.extra is not None and len(losses) > 1 and losses[-1] > losses[0] * (1 + self.extra.max_rise)
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)

@@ -15,6 +15,9 @@ from raylm.train import checkpoint
 from raylm.train.config import FinetuneConfig
 from raylm.train.run import Run
 
+STOPPED = "stopped.json"
+"""Why a run ended early, where starting it again would not help."""
+
 
 def train_loop(args: dict[str, Any]) -> None:
     """Train from the newest complete checkpoint to the end, then export on rank 0.
@@ -40,10 +43,17 @@ def train_loop(args: dict[str, Any]) -> None:
     def save(step: int, state: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory(prefix="raylm-checkpoint-", dir=os.environ.get("TMPDIR")) as folder:
             checkpoint.save(Path(folder), rank, world, state)
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            with checkpoint.room(root / "train", step):
+                ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     run = Run(config, args["model"], root, (rank, world), saved(root / "train"))
-    run.train(on_step, save)
+    try:
+        run.train(on_step, save)
+    except FloatingPointError as error:
+        # All ranks see the same norm and end here. Raised, it would be tried again, to the same end.
+        if rank == 0:
+            Store(args["root"]).write_json(STOPPED, {"why": str(error)})
+        return
     log = run.finish()
     if rank == 0:
         Store(args["root"]).write_json("log.json", log)

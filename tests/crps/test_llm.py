@@ -97,7 +97,22 @@ def test_a_quote_must_stand_in_the_step_it_cites(pair):
     assert read(valid(pair, failure_modes=[{**mode, "quote": "9 + 2 = 12", "step_index": 0}]), pair)[1] == "content"
 
 
-@pytest.mark.parametrize("text", ["", "no", "{", '{"a": 1', "[1, 2]", "}{", "{" * 2000, '{"a": NaN}', "null"])
+@pytest.mark.parametrize("before", ["{thinking} ", '{"a": 1}\n', "A is {13, 4} \\frac{1}{2}: "])
+@pytest.mark.parametrize("behind", ["", " {done}", "\n}"])
+def test_a_critique_is_found_among_other_braces(pair, before, behind):
+    assert read(before + valid(pair) + behind, pair)[0] == StructuralAnalyst().critique(pair)
+
+
+HALF = json.dumps({"divergence_step_index": 1, "success_pattern": "\ud83d"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "no", "{", '{"a": 1', "[1, 2]", "}{", "{" * 2000, '{"a": NaN}', "null",
+        '{"a":' * 20_000 + "1" + "}" * 20_000, '{"a":' + "[" * 20_000, f'{{"a": {"9" * 6000}}}', HALF,
+    ],
+)  # fmt: skip
 def test_text_that_is_no_critique_is_rejected_and_never_fatal(pair, text):
     critique, reason, told = read(text, pair)
     assert critique is None
@@ -183,6 +198,11 @@ def test_the_gold_answer_never_stands_in_a_writers_prompt(grown_sum, terms, slip
         ("it is 1,100 or 1100, not 11000 or 1.11", "1,100", "it is ... or ..., not 11000 or 1.11"),
         ("-11 and x11", "11", "-11 and x11"),
         ("costs $11", "11", "costs $..."),
+        ("9 + 2 = 11 pens", "11 pens", "9 + 2 = ... pens"),
+        ("22-11=11, 33 - 22 = 11.0", "11", "22-...=..., 33 - 22 = ..."),
+        ("22/2 = 11 and (11)", "$11.00", "22/2 = ... and (...)"),
+        ("half is .5 or 0.50 or 1/2", "1/2", "half is .5 or ... or ..."),
+        ("it is yes, not yesterday", "yes", "it is ..., not yesterday"),
         ("anything", "", "anything"),
     ],
 )

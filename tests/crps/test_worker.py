@@ -236,3 +236,41 @@ def test_an_anchor_of_poor_form_is_counted_and_makes_no_chain(tree):
         assert len(found) == chains
         assert counts["poor_form"] == 1 - chains
         assert counts["with_correct"] == 1
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory):
+    """A reward model that thinks well of responses of more than nine words."""
+    import math
+
+    import torch
+
+    from raylm.llm import models
+    from raylm.srm import backbone
+    from raylm.srm.config import BranchConfig, FusionConfig
+    from raylm.srm.model import RewardModel
+    from raylm.srm.structure import Structure
+
+    body = backbone.load(models.resolve("micro").path, max_length=256)
+    structure = Structure(body, [BranchConfig(name="length", kind="tool")], FusionConfig(gate="constant"))
+    with torch.no_grad():
+        structure.fusion.weight.fill_(10.0)
+        structure.fusion.centre.fill_(math.log1p(9.5))
+    path = tmp_path_factory.mktemp("wordy")
+    RewardModel(structure, "wordy", "none").save(path)
+    return str(path)
+
+
+def test_a_reward_model_drops_what_it_thinks_little_of(tmp_path, mixed, wordy):
+    every, counts = work(tmp_path / "all", [mixed], method="rejection")
+    kept, filtered = work(tmp_path / "kept", [mixed], method="rejection", filters={"reward_model": wordy})
+    responses = [[chain.messages[-1].content for chain in chains] for chains in (every, kept)]
+    assert [LONG in own for own in responses] == [True, True]
+    assert [GOOD in own for own in responses] == [True, False]
+    assert filtered["dropped:low_reward"] == 1
+    assert filtered["decontaminated"] == counts["decontaminated"]
+    none, filtered = work(
+        tmp_path / "none", [mixed], method="rejection", filters={"reward_model": wordy, "min_reward": 1.0}
+    )
+    assert not none
+    assert filtered["dropped:low_reward"] == 2

@@ -1,11 +1,6 @@
 """Training a classifier on Ray Train: two workers, killed, gone on with on one, and the same model as without."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +10,6 @@ import pytest
 from raylm.classify.model import Tokens, load, probabilities
 from raylm.storage import Store
 
-ROOT = Path(__file__).parent.parent.parent
 PLACES, BEASTS = ("harbour", "station", "market", "museum"), ("otter", "falcon", "badger", "salmon")
 
 
@@ -32,34 +26,24 @@ def texts(tmp_path_factory):
     return str(file)
 
 
-def start(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "jobs.train_classifier", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+@pytest.fixture
+def train(run_verb):
+    """Trains in this process, to the end."""
+
+    def run(*arguments):
+        code, printed = run_verb("train-classifier", *arguments)
+        assert code == 0, printed
+
+    return run
 
 
-def finished(job):
-    printed, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, printed
-    return printed
-
-
-def test_a_killed_run_ends_as_one_that_was_not(texts, tmp_path):
+def test_a_killed_run_ends_as_one_that_was_not(texts, train, start_job, tmp_path):
     arguments = (f"train={texts}", "epochs=3", "batch_size=8", "checkpoint_every=2", "soft.kind=keyword", "lr=1e-4")
-    finished(start(*arguments, f"out={tmp_path}/whole"))
+    train(*arguments, f"out={tmp_path}/whole")
     steps = tmp_path / "steps"
     killed = (*arguments, f"out={tmp_path}/killed", f"step_log={steps}")
-    job = start(*killed, "workers=2")
-    deadline = time.monotonic() + 200
-    while not (steps.exists() and len(steps.read_text().splitlines()) >= 7):
-        assert job.poll() is None, job.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    job.send_signal(signal.SIGKILL)
-    job.wait()
-    finished(start(*killed, "workers=1"))
+    start_job("jobs.train_classifier", *killed, "workers=2").kill_at(steps, 7)
+    train(*killed, "workers=1")
     logged = [json.loads(line)["step"] for line in steps.read_text().splitlines()]
     assert sorted(set(logged)) == list(range(1, max(logged) + 1))
     assert len(logged) - max(logged) <= 2  # checkpoint_every
@@ -71,9 +55,9 @@ def test_a_killed_run_ends_as_one_that_was_not(texts, tmp_path):
     assert "Surest errors" in (tmp_path / "killed" / "report.html").read_text()
 
 
-def test_what_is_saved_predicts_what_was_reported(texts, tmp_path):
+def test_what_is_saved_predicts_what_was_reported(texts, train, tmp_path):
     arguments = (f"train={texts}", "epochs=1", "batch_size=8", f"out={tmp_path}/out", "soft.mode=two_head")
-    finished(start(*arguments, "soft.kind=uniform"))
+    train(*arguments, "soft.kind=uniform")
     model, tokenizer = load(tmp_path / "out/model")
     rows = pq.read_table(tmp_path / "out/data/predictions.parquet").to_pylist()
     said = {json.loads(line)["id"]: json.loads(line)["text"] for line in Path(texts).read_text().splitlines()}

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -24,7 +26,8 @@ def chains(path, shift, count=24):
 
 
 def start(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    """On the session's cluster, which saves each job the start of its own."""
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     command = [sys.executable, "-m", "jobs.finetune", *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -43,21 +46,40 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def test_a_killed_run_goes_on_with_one_worker_at_another_stage(tmp_path):
-    data, out, steps = chains(tmp_path / "chains.jsonl", 1), tmp_path / "out", tmp_path / "steps"
-    arguments = (*SETTINGS, f"chains={data}", f"out={out}", f"step_log={steps}")
-    job = start(*arguments, "workers=2", "zero=3")
+def wait_for(condition, job):
+    """Until it gives something, which is returned."""
     deadline = time.monotonic() + 300
-    while not (steps.exists() and len(steps.read_text().splitlines()) >= 7):
+    while not (found := condition()):
         assert job.poll() is None, job.communicate()[0]
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.002)
+    return found
+
+
+def test_killed_runs_go_on_also_with_one_worker_at_another_stage(tmp_path):
+    """First a worker is killed while a checkpoint is stored, which Ray Train mends, and then the job in a step."""
+    data, out, steps = chains(tmp_path / "chains.jsonl", 1), tmp_path / "out", tmp_path / "steps"
+    arguments = (*SETTINGS, f"chains={data}", f"out={out}", f"step_log={steps}")
+
+    def taken():
+        lines = steps.read_text().splitlines() if steps.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def stored():
+        return set((out / "train").rglob("checkpoint_*"))
+
+    job = start(*arguments, "workers=2", "zero=3")
+    worker = wait_for(lambda: len(taken()) >= 5 and taken()[-1]["pid"], job)
+    before = stored()
+    wait_for(lambda: stored() - before, job)
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: [row for row in taken() if row["pid"] != worker][2:], job)
     job.send_signal(signal.SIGKILL)
     job.wait()
     finished(start(*arguments, "workers=1", "zero=2"))
     logged = [json.loads(line)["step"] for line in steps.read_text().splitlines()]
     assert sorted(set(logged)) == list(range(1, 25))
-    assert len(logged) - 24 <= 2  # checkpoint_every
+    assert len(logged) - 24 <= 2 * 2  # twice checkpoint_every
     table = pq.read_table(out / "data" / "steps.parquet")
     assert table.column("step").to_pylist() == list(range(1, 25))
     losses = table.column("loss").to_pylist()
@@ -70,6 +92,17 @@ def test_a_killed_run_goes_on_with_one_worker_at_another_stage(tmp_path):
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["figures"]["export_largest_logit_difference"] < 1e-3
     assert "isolation/mask.safetensors" in manifest["outputs"]
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_at_once(tmp_path):
+    data, steps = chains(tmp_path / "chains.jsonl", 1), tmp_path / "steps"
+    job = start(*SETTINGS, f"chains={data}", f"out={tmp_path / 'out'}", f"step_log={steps}", "workers=1", "lr=1e30")
+    printed, _ = job.communicate(timeout=400)
+    assert job.returncode
+    assert "the gradient's norm is nan; the batch holds chains " in printed
+    assert "Traceback" not in printed
+    logged = [json.loads(line)["step"] for line in steps.read_text().splitlines()]
+    assert logged == list(range(1, len(logged) + 1))  # none twice: it was not tried again
 
 
 def test_tasks_in_a_row_with_all_that_watches_them(tmp_path):

@@ -130,3 +130,23 @@ def test_a_killed_actor_loses_only_what_was_in_flight(tmp_path):
     attempts = _attempts(tmp_path)
     repeated = len(attempts) - 16
     assert 1 <= repeated <= COMPUTE.in_flight
+
+
+class Place(Squares):
+    """Says what Ray gave its actor."""
+
+    async def run(self, unit, store):
+        import ray
+
+        given = ray.get_runtime_context().get_assigned_resources()
+        return pa.table({"resource": list(given), "amount": list(given.values())}), {}
+
+
+def test_actors_get_the_share_and_the_kind_of_node_that_the_config_names(tmp_path):
+    asked = ComputeConfig(cpus=0.5, resources={"quiet_corner": 0.25}, accelerator_type="H100")
+    store = Store(str(tmp_path))
+    run_units([Unit("a", {})], Place, {}, store, asked, label="places", noun="places")
+    given = {row["resource"]: row["amount"] for row in read_unit(store, "a").to_pylist()}
+    assert given["CPU"] == 0.5
+    assert given["quiet_corner"] == 0.25
+    assert given["accelerator_type:H100"] > 0

@@ -126,19 +126,44 @@ def alike(ours, theirs, tolerance=1e-3):
 LORA = {"rank": 4, "alpha": 8}
 
 
+RUNS = {
+    **{f"stage {zero}": {"zero": zero} for zero in (1, 2, 3)},
+    **{f"none {zero}": {"zero": zero, "isolation": {"protect": 0.0}} for zero in (1, 2, 3)},
+    **{f"off {zero}": {"zero": zero, "isolation": {"enabled": False}} for zero in (1, 2, 3)},
+    **{f"adapters {zero}": {"zero": zero, "lora": LORA} for zero in (2, 3)},
+}
+"""Runs that start from the model, by name."""
+WHOLE = {
+    (zero, precision): {"zero": zero, "precision": precision}
+    for zero in (2, 3)
+    for precision in ("float32", "bfloat16")
+}
+"""Runs that save a checkpoint on their way, by stage and precision."""
+ON = [*((key, key[0]) for key in WHOLE), ((2, "float32"), 1), ((2, "float32"), 3), ((3, "float32"), 2)]
+"""The checkpoints and the stages at which they are gone on from."""
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Both ranks' facts of every run that starts from the model, by name."""
-    folder = tmp_path_factory.mktemp("trained")
-    runs = {
-        **{f"stage {zero}": {"zero": zero} for zero in (1, 2, 3)},
-        **{f"none {zero}": {"zero": zero, "isolation": {"protect": 0.0}} for zero in (2, 3)},
-        **{f"off {zero}": {"zero": zero, "isolation": {"enabled": False}} for zero in (2, 3)},
-        **{f"adapters {zero}": {"zero": zero, "lora": LORA} for zero in (2, 3)},
-    }
-    masks = {name: str(folder / name) for name in runs if name.startswith("stage")}
-    found = on_two(folder, *((train, changes, masks.get(name)) for name, changes in runs.items()))
-    return dict(zip(runs, found, strict=True)), {name: f"{path}/mask.safetensors" for name, path in masks.items()}
+def everything(tmp_path_factory):
+    """The folder, and both ranks' facts of all RUNS, of WHOLE, and of ON, in that order, from two processes."""
+    folder = tmp_path_factory.mktemp("zero")
+    jobs = [
+        (train, changes, str(folder / name) if name.startswith("stage") else None) for name, changes in RUNS.items()
+    ]
+    jobs += [(train_half, changes, _saved(folder, key)) for key, changes in WHOLE.items()]
+    jobs += [(resume, {**WHOLE[key], "zero": zero}, _saved(folder, key)) for key, zero in ON]
+    return folder, on_two(folder, *jobs)
+
+
+def _saved(folder, key):
+    return str(folder / f"{key[0]}-{key[1]}")
+
+
+@pytest.fixture(scope="module")
+def trained(everything):
+    """Both ranks' facts of every run that starts from the model, by name, and the files of their masks."""
+    folder, found = everything
+    return dict(zip(RUNS, found, strict=False)), {name: f"{folder / name}/mask.safetensors" for name in RUNS}
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
@@ -159,7 +184,7 @@ def test_two_partitions_train_like_one_process_and_hold_what_is_protected(traine
     assert both > 0.95 * sum(int(mask.sum()) for _, mask in alone.masks())
 
 
-@pytest.mark.parametrize("zero", [2, 3])
+@pytest.mark.parametrize("zero", [1, 2, 3])
 def test_without_protection_a_run_is_that_of_the_plain_optimizer_bit_for_bit(trained, zero):
     none, off = trained[0][f"none {zero}"][0], trained[0][f"off {zero}"][0]
     assert none["norms"] == off["norms"]
@@ -187,20 +212,12 @@ def same(left, right):
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory):
-    """Runs that saved a checkpoint on their way, by stage and precision, and those that went on from one."""
-    folder = tmp_path_factory.mktemp("halves")
-    whole = {
-        (zero, precision): {"zero": zero, "precision": precision}
-        for zero in (2, 3)
-        for precision in ("float32", "bfloat16")
-    }
-    saved = {key: str(folder / f"{key[0]}-{key[1]}") for key in whole}
-    on = [(key, key[0]) for key in whole] + [((2, "float32"), 1), ((2, "float32"), 3), ((3, "float32"), 2)]
-    jobs = [(train_half, changes, saved[key]) for key, changes in whole.items()]
-    jobs += [(resume, {**whole[key], "zero": zero}, saved[key]) for key, zero in on]
-    found = [ranks[0] for ranks in on_two(folder, *jobs)]
-    return dict(zip(whole, found, strict=False)), dict(zip(on, found[len(whole) :], strict=True)), saved
+def halves(everything):
+    """Runs that saved a checkpoint on their way, those that went on from one, and the checkpoints."""
+    folder, found = everything
+    first = [ranks[0] for ranks in found[len(RUNS) :]]
+    saved = {key: _saved(folder, key) for key in WHOLE}
+    return dict(zip(WHOLE, first, strict=False)), dict(zip(ON, first[len(WHOLE) :], strict=True)), saved
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -64,6 +64,22 @@ def test_what_the_reference_never_reaches_is_said_to_be_censored():
     assert found["multiplier"] == 8.0  # the largest size that was tried
 
 
+@pytest.mark.parametrize("times", [1, 4, 20])
+def test_a_line_goes_on_beyond_the_largest_size(times):
+    found = analysis.extrapolated(runs(rising, rising(100 * times)), "ours", "suite", [100])
+    low, high = found["interval"]
+    assert low <= times <= high
+    assert found["multiplier"] == pytest.approx(times, rel=0.3)
+    assert found["slope"] == pytest.approx(0.1, abs=0.02)
+    assert found["slope_interval"][0] < 0.1 < found["slope_interval"][1]
+
+
+@pytest.mark.parametrize(("ours", "multiplier"), [(0.5, analysis.LARGEST), (0.1, 1 / analysis.LARGEST)])
+def test_a_line_that_does_not_rise_reaches_nothing(ours, multiplier):
+    found = analysis.extrapolated(runs(lambda n: 0.4 - 0.001 * n / 50, ours), "ours", "suite", [100])
+    assert found["multiplier"] == multiplier
+
+
 def test_a_difference_has_an_interval_that_holds_it():
     made = runs(lambda n: 0.3, 0.4)
     found = analysis.difference(made, "ours", "A0_rejection", "suite", [50, 100])

@@ -86,19 +86,20 @@ def test_parts_of_a_task_share_no_question(tmp_path):
 def test_runs_are_kept_and_gone_on_from(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tiers, "SIZES", (32, 32, 8))
     monkeypatch.setattr(tiers, "EPOCHS", 1)
-    rows = list(study.rows_of(MICRO, 0, ["full", "epi_0.5"], ["epi_0.5"], tmp_path))
-    alone = [("full", 1)] * 4
-    sequences, mixed = [("full", 4)] * 2, [("epi_0.5", 4)] * 2 + [("epi_0.5", 1)]
-    assert [(row["arm"], len(row["order"])) for row in rows] == [*sequences, *alone, *mixed]
+    chosen = dict.fromkeys(MICRO.families, "full") | {"epi": "epi_0.5_1.0"}
+    kinds = [kind for kinds in study.rounds(MICRO, chosen) for kind in kinds if not kind[0].startswith("lr")]
+    rows = list(study.rows_of(MICRO, 0, kinds, tmp_path))
+    sequences, mixed = [("full", 4), ("epi_0.5_1.0", 4)] * 2, [("full", 1), ("epi_0.5_1.0", 1)]
+    assert [(row["arm"], len(row["order"])) for row in rows] == [*sequences, *mixed, *[("full", 1)] * 4]
     for row in rows:
         learned = row["order"] if row["order"] != ["mixed"] else tasks.ORDERS[0]
-        assert set(row["looks"]) == {*learned, "all"}  # "all" holds what was there before
+        for looks in (row["looks"], row["token_looks"]):
+            assert set(looks) == {*learned, "all"}  # "all" holds what was there before
         assert row["distance"] > 0
-        assert bool(row["masks"]) == (row["arm"] == "epi_0.5")
-    assert (
-        list(study.rows_of(MICRO, 0, ["half_1"], (), tmp_path, shard=(2, 3))) == []
-    )  # two runs, neither of this shard
+        assert bool(row["masks"]) == (row["arm"] == "epi_0.5_1.0")
+    other = [("half_1.0", order) for order in MICRO.orders]
+    assert list(study.rows_of(MICRO, 0, other, tmp_path, shard=(2, 3))) == []  # neither is of this shard
     assert [row["ends"][task] for row in rows[:1] for task in row["order"]] == [4, 8, 12, 16]
     lines = (tmp_path / "rows-0.jsonl").read_text()
-    assert list(study.rows_of(MICRO, 0, ["full", "epi_0.5"], ["epi_0.5"], tmp_path)) == rows
+    assert list(study.rows_of(MICRO, 0, kinds, tmp_path)) == rows
     assert (tmp_path / "rows-0.jsonl").read_text() == lines

@@ -6,9 +6,12 @@ import json
 
 import pytest
 
+from raylm.config import build
 from raylm.errors import UserError
+from raylm.evaluation.config import EvaluateConfig
 from raylm.llm import engine, models
 from raylm.llm.config import EngineConfig
+from raylm.search.config import ExploreConfig
 
 AUTO = EngineConfig(model="micro")
 
@@ -89,3 +92,18 @@ def test_a_request_log_wraps_the_engine(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log" / "requests").read_text().splitlines()]
     assert {line["prompt"] for line in lines} == {"4 + 3", "1 + 1"}
     assert len({line["request"] for line in lines}) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "where"),
+    [
+        (ExploreConfig, {"problems": [{"name": "chain_sum", "limit": 1}]}),
+        (EvaluateConfig, {"suites": {"a": [{"name": "chain_sum", "limit": 1}]}}),
+    ],
+)
+def test_an_engine_over_several_gpus_needs_an_actor_with_as_many(config, where):
+    spread = {"engine": {"tensor_parallel": 4}}
+    with pytest.raises(UserError, match=r"engine.tensor_parallel=4 needs compute.gpus=4, got 1"):
+        build(config, {**where, **spread, "compute": {"gpus": 1}})
+    assert build(config, {**where, **spread, "compute": {"gpus": 4}}).compute.gpus == 4
+    assert build(config, {**where, "compute": {"gpus": 0.5, "accelerator_type": "H100"}}).compute.gpus == 0.5

@@ -85,3 +85,36 @@ def test_a_service_that_answers_nonsense_is_named(service, answer, monkeypatch):
 def test_a_service_that_is_not_there_is_named():
     with pytest.raises(EngineDied, match=r"http://127\.0\.0\.1:9/ does not answer"):
         asyncio.run(reward.ServedReward("http://127.0.0.1:9/").score("q", "r"))
+
+
+@pytest.fixture(scope="module")
+def structural(tmp_path_factory):
+    """A directory of a structural reward model over the micro model."""
+    from raylm.srm import backbone
+    from raylm.srm.config import BranchConfig, FusionConfig
+    from raylm.srm.model import RewardModel
+    from raylm.srm.structure import Structure
+
+    torch.manual_seed(0)
+    specs = (BranchConfig(name="quality"), BranchConfig(name="arithmetic", kind="tool"))
+    structure = Structure(backbone.load(models.resolve("micro").path, max_length=256), specs, FusionConfig())
+    for name, value in structure.named_parameters():
+        if name.startswith(("trained", "fusion")):
+            torch.nn.init.normal_(value)
+    path = tmp_path_factory.mktemp("structural")
+    RewardModel(structure, "test", "none").save(path)
+    return path
+
+
+def test_a_structural_model_scores_as_a_probability(structural):
+    from raylm.srm.model import RewardModel
+
+    model = asyncio.run(reward.build(str(structural)))
+    texts = ["2 + 2 = 4", "2 + 2 = 5", "none"]
+    expected = [
+        1 / (1 + torch.tensor(-said.score).exp()) for said in RewardModel.load(structural).score("2 + 2?", texts)
+    ]
+    assert [asyncio.run(model.score("2 + 2?", text)) for text in texts] == pytest.approx([float(p) for p in expected])
+    assert asyncio.run(model.score("2 + 2?", " ")) == 0.0
+    with pytest.raises(ValueError, match="does not fit into the context of the reward model test"):
+        asyncio.run(model.score("q", "x" * 5000))

@@ -144,6 +144,9 @@ def synthesize_store(tmp_path, explore_store):
             "dropped": {"dropped_near_duplicate": 7, "dropped_wrong": 3},
             "rejected_critiques": {"json": 5, "content": 2},
             "pivots_within_one": 0.75,
+            "failure_types": {"premature_answer": 3, "arithmetic": 9},
+            "without_correct": 6,
+            "without_wrong": 5,
             "cost": {
                 "explorer": {"prompt_tokens": 9000, "generated_tokens": 4321},
                 "analyst": {"prompt_tokens": 700, "generated_tokens": 87},
@@ -189,6 +192,13 @@ def finetune_store(tmp_path):
         ],
     }
     stage.store.write_table("data/isolation.parquet", pa.table(masks))
+    shares = {"first": (0.1, 0.8, 0.3), "second": (0.2, 0.2, 0.9)}
+    watch = [
+        {"step": step, "set": name, "loss": 1 - share, "token_accuracy": share, "exact": share}
+        for name, found in shares.items()
+        for step, share in zip((0, 60, 120), found, strict=True)
+    ]
+    stage.store.write_table("data/watch.parquet", pa.Table.from_pylist(watch))
     timing = {"seconds": 60.0, "tokens_per_second": 1800.0}
     stage.finish(count, timing=timing, tokens={"trained": 36_000}, model={"name": "tuned", "revision": "r2"})
     return stage.store

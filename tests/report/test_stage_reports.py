@@ -122,6 +122,8 @@ def test_synthesize_report_tells_costs_and_rejected_critiques(synthesize_store):
     for text in ("4,321", "analyst", "Critiques that were rejected", "210 generated tokens for each chain", "75% of"):
         assert text in html
     assert ">synthesizer<" not in html  # it cost nothing
+    for text in ("premature answer", "6 problems have no correct path, 5 no wrong one"):
+        assert text in html
 
 
 def test_synthesize_report_without_the_trees_says_so(synthesize_store, tmp_path):
@@ -141,6 +143,18 @@ def test_finetune_report_plots_training(finetune_store):
     for title in ("Protected share by depth", "first mask (step 30)", "up_proj", "Parameters that changed sides"):
         assert f">{title}</text>" in html
     assert ">120<" in html
+
+
+def test_sets_that_were_watched_show_what_was_learned_and_lost_again(finetune_store):
+    report.for_artefact(finetune_store.url)
+    html = html_of(finetune_store)
+    assert ">Forgetting against plasticity</text>" in html
+    for share in ("80.0%", "50.0%"):  # best of the first set, and what it lost of that
+        assert share in html
+    watch = finetune_store.read_table("data/watch.parquet")
+    finetune_store.write_table("data/watch.parquet", watch.slice(0, 3))
+    report.for_artefact(finetune_store.url)
+    assert "Forgetting against plasticity" not in html_of(finetune_store)
 
 
 def test_a_single_mask_has_nothing_to_be_compared_with(finetune_store):

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from raylm.retrieval.losses import HARD, Candidates, CollapseAlarm, Margins, allowed, loss
 
-KINDS = ("quadruplet", "quadruplet_b", "triplet", "triplet_hard", "infonce", "infonce_hard", "margin_mse")
+KINDS = (
+    "quadruplet", "quadruplet_b", "triplet", "triplet_hard", "triplet_own", "infonce", "infonce_hard", "margin_mse"
+)  # fmt: skip
 
 
 def drawn(seed=0, batch=4, hard=2, dimensions=8, same=False):
@@ -43,7 +45,7 @@ def by_loop(kind, batch, margins):
                     near = distance(batch.queries[i], batch.positives[i])
                     far = distance(batch.hard[i, h], batch.positives[j])
                 last.append(max(0.0, near - far + margins.between))
-    total = sum(simple) / len(simple)
+    total = 0.0 if kind == "triplet_own" else sum(simple) / len(simple)
     if kind != "triplet":
         total += sum(first) / len(first)
     if kind.startswith("quadruplet"):
@@ -52,7 +54,7 @@ def by_loop(kind, batch, margins):
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(0, 99), st.sampled_from(["quadruplet", "quadruplet_b", "triplet", "triplet_hard"]))
+@given(st.integers(0, 99), st.sampled_from(["quadruplet", "quadruplet_b", "triplet", "triplet_hard", "triplet_own"]))
 def test_tables_give_what_the_formulae_say(seed, kind):
     batch = drawn(seed)
     assert float(loss(kind, batch)) == pytest.approx(by_loop(kind, batch, Margins()), abs=1e-5)
@@ -101,6 +103,24 @@ def test_duplicates_and_other_relevant_documents_are_no_negatives():
         [True, True, False, True, True, False],
         [False, True, True, True, True, False],
     ]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_the_mask_is_what_its_rules_say(data):
+    names, size, each = st.integers(0, 6), data.draw(st.integers(1, 5)), data.draw(st.integers(0, 3))
+    positives = data.draw(st.lists(names, min_size=size, max_size=size))
+    hard = [data.draw(st.lists(names, min_size=each, max_size=each)) for _ in range(size)]
+    relevant = [data.draw(st.sets(names, max_size=3)) for _ in range(size)]
+    documents = [*positives, *(name for row in hard for name in row)]
+    expected = [
+        [
+            at == row or (name not in relevant[row] and name != positives[row] and name not in documents[:at])
+            for at, name in enumerate(documents)
+        ]
+        for row in range(size)
+    ]
+    assert allowed(positives, hard, relevant).tolist() == expected
 
 
 @pytest.mark.parametrize("kind", HARD)

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import math
 from collections import Counter
 from dataclasses import asdict
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylm.errors import EngineDied
+from raylm.llm.protocol import Completion, Generation
 from raylm.records import Trajectory
 from raylm.search.config import ValueConfig
 from raylm.search.explorer import grow
@@ -201,3 +203,56 @@ def test_curves_count_what_fits_a_budget_and_never_fall(tokenizer, strategy):
     assert points[-1].coverage == figures["coverage"]
     assert points[-1].majority == figures["majority_accuracy"]
     assert figures["picked_accuracy"] == (figures["majority_accuracy" if strategy == "majority" else "coverage"])
+
+
+def always(text, reason="stop", logprob=-0.5):
+    """An engine that answers every request alike."""
+
+    class Stubborn(Recorder):
+        async def generate(self, prompt, sampling):
+            self.requests.append((tuple(prompt), sampling))
+            ids = self.tokenizer.encode(text, add_special_tokens=False)[: sampling.max_tokens]
+            ended = "length" if len(ids) == sampling.max_tokens else reason
+            completion = Completion(self.tokenizer.decode(ids), ids, ended, [logprob] * len(ids))
+            return Generation(len(prompt), 0, [completion] * sampling.n)
+
+    return Stubborn
+
+
+HOSTILE = {
+    "nothing": (always(""), {("stop", "wrong")}),
+    "nothing, out of tokens": (always("", "length"), {("length", "wrong")}),
+    "blanks": (always("  \n\n \n"), {("stop", "wrong")}),
+    "a line without end": (always("x" * 999), {("length", "wrong")}),
+    "lines without end": (always("a\n" * 999), {("length", "wrong")}),
+    "odd characters": (always("é→数\u202e\x00\u2028😀\nAnswer: 11"), {("stop", "correct")}),
+    "impossible tokens": (always("3 + 8 = 11\nAnswer: 11", logprob=-math.inf), {("stop", "correct")}),
+    "certain tokens": (always("3 + 8 = 11\nAnswer: 11", logprob=0.0), {("stop", "correct")}),
+}
+
+
+@pytest.mark.parametrize("rule", ["uct", "puct"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("engine", HOSTILE)
+def test_whatever_an_engine_answers_a_search_ends_and_keeps_count(tokenizer, engine, strategy, rule):
+    made, ends = HOSTILE[engine]
+    settings = config(strategy=strategy, rule=rule, rounds=8, samples=3, parallel=3, beam=50, enough_good=0)
+    tree, asked = grow_one(tokenizer, settings, engine=made(scripted(tokenizer)))
+    assert tree.rounds == len(asked.requests) <= 8
+    assert len(tree.draws) == 3 * tree.rounds
+    seen = {(found.finish_reason, found.verdict) for found in tree.trajectories}
+    assert ends <= seen <= {*ends, ("length", "wrong")}  # what is continued again and again runs out of tokens
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"rounds": 1, "samples": 1}, {"token_budget": 1}, {"node_budget": 2}, {"max_tokens": 1}, {"max_depth": 1},
+        {"parallel": 50}, {"beam": 500}, {"widen": 0.01, "widen_power": 0}, {"widen": 100, "widen_power": 1}, {"c": 0},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_smallest_and_the_largest_settings_hold(tokenizer, strategy, limits):
+    tree, engine = grow_one(tokenizer, config(**{"strategy": strategy, "rounds": 5, "enough_good": 0, **limits}))
+    assert 1 <= tree.rounds == len(engine.requests) <= 5
+    assert tree.trajectories

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from raylm.config import build
+from raylm.errors import UserError
 from raylm.softlabels.config import SoftLabelConfig
 from raylm.softlabels.keywords import KeywordTable
 from raylm.softlabels.targets import make
@@ -57,3 +59,41 @@ def test_permutation_and_share_apply_to_all_kinds():
 def test_a_share_above_one_is_refused():
     with pytest.raises(ValidationError, match="single_head takes a share"):
         SoftLabelConfig(alpha=2.0)
+
+
+def test_a_centred_label_of_many_texts_is_not_favoured():
+    """Texts of the tail share a common word with all texts of the head: scores alone point there."""
+    texts = [f"card question {n}" for n in range(40)] + ["card lost", "loan fee", "loan rate"]
+    gold = np.array([0] * 40 + [1, 2, 2])
+    held = (["card lost", "loan fee", "card question"], np.array([1, 2, 0]))
+    masses = []
+    for centre in (False, True):
+        config = build(SoftLabelConfig, {"kind": "keyword", "centre": centre, "temperature": 1.0})
+        rows = make(config, (texts, gold), held, 3).rows
+        np.testing.assert_allclose(rows.sum(1), 1.0)
+        masses.append(rows[gold != 0, 0].mean())
+    assert masses[1] < masses[0]
+
+
+def test_the_published_temperature_is_the_mean_length_and_needs_words():
+    config = build(SoftLabelConfig, {"kind": "keyword", "temperature": "length", "segment": "spaces", "guard": False})
+    texts, gold = ["a b c", "d", "a d", "e f"], np.array([0, 1, 0, 1])
+    made = make(config, (texts, gold), (texts, gold), 2)
+    assert made.temperature == 2.0
+    plain = make(build(SoftLabelConfig, {**config.model_dump(), "guard": True}), (texts, gold), (texts, gold), 2)
+    assert (plain.rows[np.arange(4), gold] == plain.rows.max(1)).all()
+    assert (made.rows[np.arange(4), gold] < made.rows.max(1)).any()
+    with pytest.raises(UserError, match="temperature=length is for texts' words"):
+        make(build(SoftLabelConfig, {"kind": "distillation", "teacher": "x", "temperature": "length"}),
+             (texts, gold), (texts, gold), 2, taught=(np.zeros((4, 2)), np.zeros((4, 2))))  # fmt: skip
+
+
+def test_a_teacher_gives_its_distribution_at_the_fitted_temperature():
+    gold = np.array([0, 1, 2, 0])
+    logs = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6], [0.5, 0.3, 0.2]]))
+    texts = ["a", "b", "c", "d"]
+    config = build(SoftLabelConfig, {"kind": "distillation", "teacher": "x", "temperature": 1.0})
+    made = make(config, (texts, gold), (texts, gold), 3, taught=(logs, logs))
+    np.testing.assert_allclose(made.rows, np.exp(logs))
+    with pytest.raises(UserError, match="go together"):
+        build(SoftLabelConfig, {"kind": "distillation"})

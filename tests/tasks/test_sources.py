@@ -54,7 +54,15 @@ def has(message, *words):
 # Procedural tasks
 
 
-def test_the_same_problems_come_out_in_every_process_and_of_every_limit():
+@pytest.fixture
+def drawn_here(monkeypatch):
+    """Draws in this process: which one it is changes nothing (see the first test), and a new one takes seconds."""
+    monkeypatch.setattr(
+        procedural, "_draw", lambda request: procedural._problems(json.dumps(procedural.answer(request)))
+    )
+
+
+def test_the_same_problems_come_out_in_every_process():
     code = (
         "from raylm.tasks.sources import load_problems as load; from raylm.tasks.config import SourceConfig as S;"
         "print([p.question for t in ('isomorphic_strings', 'chain_sum') for p in load([S(name=t, limit=3)])])"
@@ -69,27 +77,35 @@ def test_the_same_problems_come_out_in_every_process_and_of_every_limit():
         for seed in (1, 2)
     ]
     assert runs[0] == runs[1]
+
+
+@pytest.mark.usefixtures("drawn_here")
+def test_a_shorter_source_is_the_beginning_of_a_longer_one():
     short, long = (load_problems([source(task="chain_sum", limit=limit)]) for limit in (3, 12))
     assert long[:3] == short
     assert load_problems([source(task="chain_sum", limit=9, offset=3)]) == long[3:]
 
 
+@pytest.mark.usefixtures("drawn_here")
 def test_neighbouring_seeds_share_no_stream():
     first, second = (load_problems([source(task="chain_sum", limit=50, seed=seed)]) for seed in (0, 1))
     assert not overlap(first, second)
 
 
+@pytest.mark.usefixtures("drawn_here")
 def test_ids_carry_source_seed_and_draw():
     problem = load_problems([source(name="sums", task="chain_sum", limit=1, seed=7)])[0]
     assert (problem.id, problem.task, problem.checker) == ("sums-s7-000000", "sums", "task")
     assert json.loads(problem.metadata_json)["entry"]["answer"] == problem.answer
 
 
+@pytest.mark.usefixtures("drawn_here")
 def test_repeated_questions_are_drawn_again_until_limit_distinct_ones_are_there():
     problems = load_problems([source(task="chain_sum", limit=120, params=ONE_DIGIT)])
     assert len({problem.question for problem in problems}) == 120
 
 
+@pytest.mark.usefixtures("drawn_here")
 def test_a_task_with_too_few_distinct_problems_says_how_many_there_are():
     message = refused(source(task="chain_sum", limit=201, params=ONE_DIGIT))
     has(message, "data", "gave only", "distinct problems, 201 were asked for", "lower limit")
@@ -97,6 +113,7 @@ def test_a_task_with_too_few_distinct_problems_says_how_many_there_are():
     assert len(load_problems([source(task="chain_sum", limit=200, params=ONE_DIGIT)])) == 200
 
 
+@pytest.mark.usefixtures("drawn_here")
 def test_train_and_test_part_every_question_between_them():
     parts = {
         part: load_problems([source(name=part, task="chain_sum", limit=25, part=part, params=ONE_DIGIT)])
@@ -111,6 +128,7 @@ def test_every_question_is_in_exactly_one_part(question):
     assert in_part(question, "all")
 
 
+@pytest.mark.usefixtures("drawn_here")
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -254,6 +272,8 @@ LINE = json.dumps(ROWS[0])
         ('{"question": "q", "answer": "1", "id": null}', ["rows.jsonl:1", "'id' holds no id"]),
         (f"{LINE}\n{LINE}\n", ["1 ids in 'id' are used twice", "'row-0'", "rows.jsonl:2", "rows.jsonl:1", "id_field"]),
         (b'{"question": "\xff", "answer": "1"}', ["rows.jsonl:1", "not UTF-8"]),
+        (r'{"question": "a \ud83d b", "answer": "1"}', ["rows.jsonl:1", "'question' holds half a character (\\ud83d)"]),
+        (r'{"id": "\udc00", "question": "a", "answer": "1"}', ["rows.jsonl:1", "'id' holds half a character"]),
     ],
 )
 def test_bad_rows_name_file_line_and_remedy(tmp_path, content, words):

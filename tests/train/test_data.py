@@ -42,6 +42,8 @@ def test_overlong_chains_are_refused_above_their_share(tokenizer):
     assert len(encode(rows, tokenizer, FinetuneConfig(max_length=100, max_overlong_share=0.1))) == 9
     with pytest.raises(UserError, match=r"1 of 10 chains.*max_length=100.*c9"):
         encode(rows, tokenizer, FinetuneConfig(max_length=100, max_overlong_share=0.05))
+    with pytest.raises(UserError, match="1 of 1 chains are longer"):
+        encode(rows[-1:], tokenizer, FinetuneConfig(max_length=100, max_overlong_share=1.0))
 
 
 @pytest.mark.parametrize(

@@ -6,56 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylm.errors import UserError
-from raylm.train.isolation import IsolatedAdamW, Isolation, IsolationConfig, Segment, bits, whole
+from raylm.train.isolation import IsolatedAdamW, Isolation, IsolationConfig, Segment
+from tests.train.stepping import OPTIONS, STEPS, flat, isolated, make_params, masks_of, named, set_grads, train
 
-OPTIONS = {"lr": 0.05, "betas": (0.9, 0.95), "weight_decay": 0.1}
-SHAPES = ((8, 5), (7,), (40, 3))
-STEPS = 40
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Kernels round the ends of a thread's share differently, and sharing out depends on the size of a piece."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def make_params(seed=0, shapes=SHAPES):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-
-
-def named(params):
-    return whole((f"t{number}", param) for number, param in enumerate(params))
-
-
-def set_grads(params, step, scale=1.0):
-    generator = torch.Generator().manual_seed(1000 + step)
-    for param in params:
-        param.grad = scale * torch.randn(param.shape, generator=generator)
-
-
-def isolated(params, clip=0.0, steps=STEPS, **changes):
-    optimizer = IsolatedAdamW(params, clip=clip, **OPTIONS)
-    config = IsolationConfig(**{"refresh_every": 3, "warmup": 2, **changes})
-    optimizer.isolate(Isolation(config, named(params), steps=steps))
-    return optimizer
-
-
-def train(params, optimizer, steps, start=0):
-    for step in range(start, steps):
-        set_grads(params, step)
-        optimizer.step()
-
-
-def masks_of(isolation):
-    return [None if part.bits is None else bits.unpack(part.bits, part.length) for part in isolation.parts]
-
-
-def flat(params):
-    return [param.detach().clone().view(-1) for param in params]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_without_a_mask_a_step_is_adamw_bit_for_bit():
@@ -286,65 +240,6 @@ def test_tensors_are_protected_as_a_whole():
     assert sorted(bool(mask.all()) for mask in masks_of(optimizer.isolation)) == [False, False, True]
 
 
-def test_hysteresis_releases_later():
-    found = {}
-    for wait in (1, 3):
-        params = make_params()
-        optimizer = isolated(params, protect=0.2, hysteresis=wait, beta=0.0)
-        train(params, optimizer, 20)
-        found[wait] = [row["released"] for row in optimizer.isolation.log]
-    assert found[1][1] > 0
-    assert found[3][:3] == [0, 0, 0]
-    assert found[3][3] > 0
-
-
-@pytest.mark.parametrize(("rule", "left"), [("keep", 1.0), ("decay", 0.25), ("reset", 0.0)])
-def test_moments_of_what_is_released(rule, left):
-    param = torch.nn.Parameter(torch.zeros(10))
-    optimizer = IsolatedAdamW([param], **OPTIONS)
-    config = IsolationConfig(protect=0.2, warmup=1, refresh_every=1, beta=0.0, on_release=rule, release_decay=0.25)
-    optimizer.isolate(Isolation(config, named([param]), steps=STEPS))
-    for loud in ([0, 1], [7, 8]):
-        param.grad = torch.full((10,), 0.01)
-        param.grad[loud] = 1.0
-        optimizer.step()
-    moment = optimizer.state[param]["exp_avg"]
-    assert torch.allclose(moment[:2], torch.full((2,), left * (0.9 * 0.1 + 0.1 * 0.01)))
-    assert torch.allclose(moment[3], torch.tensor(0.9 * 0.001 + 0.001))
-
-
-def test_a_released_parameter_comes_back_to_whole_steps():
-    param = torch.nn.Parameter(torch.zeros(10))
-    optimizer = IsolatedAdamW([param], lr=0.01, betas=(0.0, 0.0), weight_decay=0.0)  # every step is lr times the sign
-    config = IsolationConfig(protect=0.2, warmup=1, refresh_every=5, beta=0.0, release_ramp=3)
-    optimizer.isolate(Isolation(config, named([param]), steps=STEPS))
-    moved = []
-    for step in range(12):
-        before = param.detach().clone()
-        param.grad = torch.full((10,), 0.5)
-        param.grad[[0, 1] if step < 1 else [7, 8]] = 1.0
-        optimizer.step()
-        moved.append(float(before[0] - param.detach()[0]) / 0.01)
-    assert moved == pytest.approx([1.0, 0, 0, 0, 0, 0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0], abs=1e-4)
-
-
-def test_a_soft_mask_shortens_steps_by_importance():
-    param = torch.nn.Parameter(torch.zeros(100))
-    optimizer = IsolatedAdamW([param], lr=0.01, betas=(0.0, 0.0), weight_decay=0.0)
-    config = IsolationConfig(protect=0.1, warmup=1, refresh_every=30, mask="soft", alpha=0.8)
-    optimizer.isolate(Isolation(config, named([param]), steps=STEPS))
-    for _ in range(2):
-        before = param.detach().clone()
-        param.grad = torch.linspace(0.1, 3.0, 100)
-        optimizer.step()
-    length = (before - param.detach()) / 0.01
-    assert (length[1:] <= length[:-1] + 1e-6).all()
-    scores = torch.linspace(0.1, 3.0, 100) ** 2
-    scores /= scores.mean()
-    expected = 1 - 0.8 * torch.sigmoid(scores - scores.topk(10).values[-1])
-    assert torch.allclose(length, expected, atol=1 / 255)
-
-
 def test_a_static_mask_is_made_once():
     params = make_params()
     optimizer = isolated(params, protect=0.2, source="static")
@@ -414,33 +309,6 @@ def test_random_masks_overlap_near_their_floor(share):
         optimizer = isolated(params, protect=share, warmup=1, refresh_every=1, beta=0.0, choose=choose)
         train(params, optimizer, 3)
         assert optimizer.isolation.log[1]["jaccard_previous"] == pytest.approx(share / (2 - share), abs=0.02)
-
-
-def test_noise_is_measured_beside_the_drift():
-    """With the same importance all along, only noise keeps masks apart; when it moves, overlap falls below that."""
-    weights = torch.linspace(0.2, 3.0, 20_000)
-    found = {}
-    for moving in (False, True):
-        params = make_params(shapes=((20_000,),))
-        optimizer = isolated(params, protect=0.2, warmup=10, refresh_every=20, beta=0.9, measure_noise=True)
-        for step in range(STEPS):
-            set_grads(params, step)
-            params[0].grad *= weights.flip(0) if moving and step > 10 else weights
-            optimizer.step()
-        found[moving] = optimizer.isolation.log[-1]
-    still, moved = found[False], found[True]
-    assert still["halves_first"] == pytest.approx(still["noise_ceiling"], abs=0.08)
-    assert moved["halves_first"] < 0.5 * moved["noise_ceiling"]
-
-
-def test_measuring_noise_changes_no_mask():
-    found = []
-    for measure in (False, True):
-        params = make_params()
-        optimizer = isolated(params, protect=0.2, measure_noise=measure)
-        train(params, optimizer, 20)
-        found.append(flat(params))
-    assert all(torch.equal(left, right) for left, right in zip(*found, strict=True))
 
 
 def test_a_mask_costs_a_bit_and_importance_four_bytes():

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylm.train.isolation import bits
+from raylm.train.isolation.importance import Growth
 from raylm.train.isolation.select import best_units, largest, sampled
 
 CPU = torch.device("cpu")
@@ -27,6 +28,30 @@ def test_a_window_is_a_slice(values, data):
     stop = data.draw(st.integers(start + 1, len(values)))
     packed = bits.pack(torch.tensor(values))
     assert bits.window(packed, start, stop).tolist() == values[start:stop]
+
+
+@given(st.integers(1, 200), st.integers(0, 40), st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+def test_protected_values_are_put_back_bit_for_bit(count, start, dtype):
+    """Signed zeros and what is not finite too."""
+    draw = torch.Generator().manual_seed(count)
+    odd = torch.tensor([0.0, -0.0, float("inf"), float("nan"), -1e-40]).to(dtype)
+    old, new = (torch.where(torch.rand(count, generator=draw) < 0.3, odd[torch.randint(5, (count,), generator=draw)],
+                            torch.randn(count, generator=draw).to(dtype)) for _ in range(2))  # fmt: skip
+    mask = torch.rand(start + count, generator=draw) < 0.5
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[old.element_size()]
+    expected = torch.where(mask[start:], old.view(kind), new.view(kind))
+    bits.put_back(new, old, bits.pack(mask), start)
+    assert torch.equal(new.view(kind), expected)
+
+
+@given(st.floats(0.0, 0.9999), st.integers(1, 600))
+def test_a_growing_sum_is_the_moving_average(beta, count):
+    growth, average, held = Growth(beta), 0.0, torch.zeros(1)
+    for step in range(1, count + 1):
+        average = beta * average + (1 - beta) * step
+        held = held * growth.shrink(step) + growth.weight(step) * step
+        assert 1 <= growth.weight(step) < 2.0**41
+    assert float(held) * growth.unit(count) == pytest.approx(average, rel=1e-3)
 
 
 @given(st.integers(0, 5), st.integers(0, 400), st.integers(1, 100))

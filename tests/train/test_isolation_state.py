@@ -20,12 +20,7 @@ OPTIONS = {"lr": 0.05, "betas": (0.9, 0.95), "weight_decay": 0.1}
 STEPS = 30
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start():
@@ -155,6 +150,25 @@ def test_a_hooked_optimizer_saves_and_loads_the_state_too():
     again.load_state_dict(saved)
     assert (other.step, other.log) == (5, isolation.log)
     assert all(torch.equal(a.bits, b.bits) for a, b in zip(isolation.parts, other.parts, strict=True))
+
+
+def test_a_state_goes_on_with_another_decay():
+    """The average itself is carried over, and what comes after is weighed anew."""
+    before, after = Divided([], beta=0.9), Divided([], beta=0.5)
+    before.train(0, 6)
+    after.isolation.load_state_dict(before.isolation.state_dict())
+
+    def averages(divided):
+        importance = divided.isolation.importance
+        return torch.cat([part.importance[""] for part in divided.isolation.parts]) * importance.growth.unit(
+            importance.observed[""]
+        )
+
+    held = averages(before)
+    assert torch.allclose(averages(after), held)
+    after.train(6, 7)
+    squares = torch.cat([gradient.reshape(-1) for gradient in gradients(6).values()]) ** 2
+    assert torch.allclose(averages(after), 0.5 * held + 0.5 * squares)
 
 
 def test_a_state_that_does_not_fit_is_refused():

@@ -115,7 +115,7 @@ def test_a_look_changes_nothing():
 
 
 def test_exact_is_what_greedy_decoding_gets_right():
-    trainer = trainer_of(ROWS[:2], lr=1e-2, epochs=60, schedule="constant")
+    trainer = trainer_of(ROWS[:2], lr=1e-2, epochs=120, schedule="constant")
     assert trainer.look(trainer.samples)["exact"] == 0
     for step in range(trainer.plan.steps):
         trainer.step(step)
@@ -180,6 +180,16 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(made, tmp_path, changes):
     assert (again.rows, again.watch.rows, again.trainer.seen) == (whole.rows, whole.watch.rows, whole.trainer.seen)
     if whole.engine.optimizer.isolation:
         assert again.engine.optimizer.isolation.log == whole.engine.optimizer.isolation.log
+
+
+def test_activations_that_are_made_again_change_nothing(made):
+    found = []
+    for again in (False, True):
+        run = made(activation_checkpointing=again)
+        run.train(nothing, nothing)
+        found.append(weights(run))
+        assert run.engine.model.is_gradient_checkpointing == again
+    assert same(*found)
 
 
 def sequence(tmp_path, **changes):

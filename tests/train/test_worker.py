@@ -1,5 +1,8 @@
 """What a training worker does besides stepping."""
 
+import itertools
+import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,28 @@ def test_a_full_disk_says_so_and_leaves_the_checkpoint_before(tmp_path):
     with pytest.raises(UserError, match=r"rank-0.pt: no space left for the checkpoint of step 2; free some"):
         checkpoint.save(tmp_path / "checkpoint_2", 0, 1, {"step": 2, "values": torch.zeros(1_000_000)})
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_1"
+
+
+def _save_for_ever(root):
+    for step in itertools.count(1):
+        (root / f"checkpoint_{step}").mkdir()
+        state = {"step": step, "values": torch.full((500_000,), float(step))}
+        checkpoint.save(root / f"checkpoint_{step}", 0, 1, state)
+
+
+@pytest.mark.parametrize("turn", range(6))
+def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path, turn):
+    torch.set_num_threads(1)
+    process = multiprocessing.get_context("fork").Process(target=_save_for_ever, args=(tmp_path,))
+    process.start()
+    while checkpoint.newest(tmp_path) is None:
+        time.sleep(0.001)
+    time.sleep(0.003 * turn)
+    process.kill()
+    process.join()
+    (state,) = checkpoint.load(checkpoint.newest(tmp_path))
+    assert (state["values"] == state["step"]).all()
+    assert state["step"] >= len(list(tmp_path.glob("checkpoint_*"))) - 1
 
 
 def test_only_whole_checkpoints_count(tmp_path):

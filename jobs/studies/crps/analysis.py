@@ -11,8 +11,12 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 Run = dict[str, Any]
+Curves = dict[int, dict[int, np.ndarray]]
+"""By seed and size, whether each question was answered right."""
 RESAMPLES = 2_000
 REFERENCE = "A0_rejection"
+LARGEST = 64.0
+"""Multipliers off a fitted line lie between 1 / LARGEST and LARGEST: beyond, a nearly flat line says nothing."""
 
 
 def needed(sizes: Sequence[float], accuracies: Sequence[float], target: float) -> float:
@@ -87,3 +91,59 @@ def difference(runs: Sequence[Run], first: str, second: str, suite: str, sizes: 
         "interval": [float(np.quantile(samples, 0.025)), float(np.quantile(samples, 0.975))],
         "seeds": len(seeds),
     }
+
+
+def extrapolated(runs: Sequence[Run], arm: str, suite: str, sizes: Sequence[int]) -> dict[str, Any]:
+    """The multiplier off a straight line through A0's runs, which goes on beyond the largest size that was tried.
+
+    Accuracy is taken to rise by `slope` with every doubling of the examples, from a level of each seed's own; the arm's
+    mean distance above that line at `sizes` over the slope is the logarithm of the multiplier. A line that does not
+    rise reaches nothing: LARGEST, or 1 / LARGEST for an arm below it. The interval is that of `multiplier`.
+    """
+    draws = np.random.default_rng(0)
+    seeds = sorted({run["seed"] for run in runs})
+    curves: Curves = defaultdict(dict)
+    ours: Curves = defaultdict(dict)
+    for run in runs:
+        if run["arm"] == REFERENCE and run["n"] >= min(sizes):
+            curves[run["seed"]][run["n"]] = np.array(run[suite], dtype=float)
+        if run["arm"] == arm and run["n"] in sizes:
+            ours[run["seed"]][run["n"]] = np.array(run[suite], dtype=float)
+
+    count = {seed: len(next(iter(curves[seed].values()))) for seed in seeds}
+    slope, value = _off_the_line(curves, ours, seeds, {seed: np.arange(count[seed]) for seed in seeds})
+    samples = []
+    for _ in range(RESAMPLES):
+        chosen = list(draws.choice(seeds, size=len(seeds)))
+        questions = {seed: draws.integers(0, count[seed], count[seed]) for seed in set(chosen)}
+        samples.append(_off_the_line(curves, ours, chosen, questions))
+    slopes, values = np.array(samples).T
+    return {
+        "multiplier": value,
+        "interval": [float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975))],
+        "slope": slope,
+        "slope_interval": [float(np.quantile(slopes, 0.025)), float(np.quantile(slopes, 0.975))],
+    }
+
+
+def _off_the_line(
+    curves: Curves, ours: Curves, chosen: Sequence[int], questions: dict[int, np.ndarray]
+) -> tuple[float, float]:
+    """Slope of the reference by doubling, and the multiplier of the other arm, for a resample."""
+    at: list[np.ndarray] = []
+    rise: list[np.ndarray] = []
+    above: list[tuple[float, float]] = []
+    for seed in chosen:
+        doublings = np.log2(list(curves[seed]))
+        accuracy = np.array([right[questions[seed]].mean() for right in curves[seed].values()])
+        at.append(doublings - doublings.mean())
+        rise.append(accuracy - accuracy.mean())
+        for size, right in ours[seed].items():
+            above.append((right[questions[seed]].mean() - accuracy.mean(), math.log2(size) - doublings.mean()))
+    places = np.concatenate(at)
+    slope = float(places @ np.concatenate(rise) / (places @ places))
+    gap = float(np.mean([height - slope * place for height, place in above]))
+    if slope <= 0:
+        return slope, LARGEST ** float(np.sign(gap))
+    limit = math.log2(LARGEST)
+    return slope, 2.0 ** min(max(gap / slope, -limit), limit)

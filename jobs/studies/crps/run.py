@@ -1,6 +1,6 @@
 """Does contrast beat filtering?
 
-    python -m jobs.studies.crps.run [--tier micro|real] [--seeds 0 1 2] [--rows-only] [--threads N]
+    python -m jobs.studies.crps.run [--tier micro|real] [--seeds 0 1 2] [--rows-only] [--again] [--threads N]
         [--out runs/studies]
 
 Each seed has its own problems, searches and test questions, and in the micro tier its own half-trained model; the real
@@ -8,7 +8,8 @@ tier tunes SmolLM2-135M, and reads MAWPS and SVAMP below ${RAYLM_DATA}. All arms
 of search (MCTS, independent sampling) spend the same tokens on each. A run tunes the model on a subset of an arm's
 chains and answers both suites greedily. How it tunes was chosen for rejection sampling, on problems of another seed.
 Finished runs are lines of rows-SEED.jsonl, and the same command goes on from them, so that seeds may also be run side
-by side, with --rows-only and a share of the cores each. The result is studies/results/crps.json, or that of the tier.
+by side, with --rows-only and a share of the cores each. The result is studies/results/crps.json, or that of the tier;
+--again computes its figures anew from the rows beside it, without a run.
 """
 
 from __future__ import annotations
@@ -75,11 +76,19 @@ def main(tier: Tier, seeds: Sequence[int], out: Path, rows_only: bool) -> None:
             with file.open("a") as sink:
                 sink.write(json.dumps(row) + "\n")
         rows += found
-    if rows_only:
-        return
+    if not rows_only:
+        write(tier, seeds, rows)
+
+
+def write(tier: Tier, seeds: Sequence[int], rows: list[dict[str, Any]] | None = None) -> None:
+    """Write the result of these rows, or of those that are committed."""
+    name = f"studies/results/{tier.name}"
+    if rows is None:
+        rows = [json.loads(line) for line in (results.HERE / f"{name}.jsonl").read_text().splitlines()]
+        rows = [row for row in rows if row["seed"] in seeds]
     figures, intervals = summarise(rows)
     figures |= {"problems": tier.count, "tokens_per_problem": tier.tokens}
-    print(results.write(f"studies/results/{tier.name}", figures, rows, intervals=intervals, seeds=seeds))
+    print(results.write(name, figures, rows, intervals=intervals, seeds=seeds))
 
 
 def _seed(tier: Tier, seed: int, out: Path, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
@@ -184,6 +193,10 @@ def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str,
             for key in [f"{prefix}multiplier_at_{size}"] + ([f"{prefix}multiplier"] if size == common[0] else []):
                 figures[key], intervals[key] = found["multiplier"], found["interval"]
             figures[f"{prefix}multiplier_at_{size}_censored_share"] = found["censored_share"]
+        found = analysis.extrapolated(by_size, "A4_crps", suite, common)
+        for key, source in (("multiplier_extrapolated", ""), ("rejection_points_per_doubling", "slope_")):
+            figures[prefix + key] = found[source.rstrip("_") or "multiplier"]
+            intervals[prefix + key] = found[f"{source}interval"]
         by_tokens = [row for row in rows if row["by"] == "share"]
         if by_tokens:
             found = analysis.multiplier(by_tokens, "A4_crps", 250, suite)
@@ -208,6 +221,10 @@ if __name__ == "__main__":
     parser.add_argument("--rows-only", action="store_true", help="run these seeds and write no result")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process")
     parser.add_argument("--out", type=Path, default=Path("runs/studies"))
+    parser.add_argument("--again", action="store_true", help="no run: figures anew from the committed rows")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.again:
+        write(TIERS[options.tier], options.seeds)
+        raise SystemExit
     main(TIERS[options.tier], options.seeds, options.out, options.rows_only)

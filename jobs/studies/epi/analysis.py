@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 2_000
+LOOKS = {"looks": "exact", "token_looks": "token_accuracy"}
+"""Where a run keeps what it got right of held-out chains: whole responses, or their tokens, both teacher-forced."""
 Run = Mapping[str, Any]
-"""`arm`, `seed`, `order` (names of the tasks), `looks` {set: {step: share got right}}, `ends` {task: last step},
-`distance` (L2 norm of all that the weights moved), `masks` (rows of the isolation's log)."""
+"""`arm`, `seed`, `order` (names of the tasks), `looks` {set: {step: share got right}}, the same of tokens in
+`token_looks`, `ends` {task: last step}, `distance` (L2 norm of all that the weights moved), `masks` (rows of the
+isolation's log)."""
 Figure = tuple[float, list[float]]
 """A mean with its 95% interval."""
 
@@ -38,6 +41,11 @@ def distance(run: Run) -> float:
 MEASURES: dict[str, Callable[[Run], float]] = {"forgetting": forgetting, "new_task": learned, "final": final}
 
 
+def by(runs: Sequence[Run], looks: str) -> list[dict[str, Any]]:
+    """The runs with one of `LOOKS` as what they are measured by."""
+    return [{**run, "looks": run[looks]} for run in runs]
+
+
 def interval(values: Sequence[float]) -> Figure:
     """Mean with its 95% interval, by bootstrap over the values."""
     found = np.array(values)
@@ -63,7 +71,8 @@ def mean(runs: Sequence[Run], arm: str, measure: str) -> Figure:
 def difference(runs: Sequence[Run], arm: str, other: str, measure: str) -> Figure:
     """An arm minus another one, in pairs of the same seed and order."""
     left, right = by_key(runs, arm), by_key(runs, other)
-    return interval([MEASURES[measure](left[key]) - MEASURES[measure](right[key]) for key in sorted(left)])
+    both = sorted(set(left) & set(right))
+    return interval([MEASURES[measure](left[key]) - MEASURES[measure](right[key]) for key in both])
 
 
 def beyond_front(runs: Sequence[Run], arm: str, front: Sequence[str], at: Callable[[Run], float] = learned) -> Figure:

@@ -3,7 +3,7 @@
     python -m jobs.studies.epi.run [--tier micro|real] [--select 0] [--seeds 1 2 3] [--arms NAME ...] [--rows-only]
         [--shard I N] [--threads N] [--out runs/studies]
 
-micro: a Llama of half a million parameters is pretrained on five unlike tasks, and then tuned on four of them, one
+micro: a Llama of 0.3 million parameters is pretrained on five unlike tasks, and then tuned on four of them, one
 after the other, in two orders, or mixed. real: SmolLM2-135M on worked solutions, SQL, descriptions and intents. It is
 looked at what the model gets right of all five tasks. All arms of a seed share model, data, batches and number of
 steps; learning rates of full fine-tuning are the front that isolation has to pass. Each family of arms has its setting
@@ -28,39 +28,59 @@ import torch
 
 from jobs import results
 from jobs.studies.epi import analysis
+from jobs.studies.epi.analysis import LOOKS
 from jobs.studies.epi.tiers import TIERS, Tier
 from raylm.train.run import Run
+
+Kind = tuple[str, tuple[str, ...]]
+"""Arm and order of tasks."""
 
 
 def main(tier: Tier, out: Path, options: argparse.Namespace) -> None:
     """Make what is missing, and write the result unless other runs are still to come."""
     select, seeds, shard = options.select, options.seeds, tuple(options.shard)
     arms = list(tier.arms) if options.arms in ([], ["all"]) else options.arms
-    tried = list(rows_of(tier, select, arms, (), out, shard=shard))
+    tried = list(rows_of(tier, select, [(arm, tier.orders[0]) for arm in arms], out, shard=shard))
     if options.arms:
         return
-    chosen = {family: analysis.best(_sequences(tried), list(members)) for family, members in tier.families.items()}
+    scored = analysis.by(tried, tier.scored)
+    chosen = {family: analysis.best(scored, list(members)) for family, members in tier.families.items()}
     print(f"chosen on seed {select}: {chosen}", file=sys.stderr)
-    wanted = list(dict.fromkeys([*tier.front, *chosen.values()]))
-    mixed = [chosen[family] for family in tier.mixed]
-    rows = [row for seed in seeds for row in rows_of(tier, seed, wanted, mixed, out, shard=shard)]
+    rows = [
+        row
+        for kinds in rounds(tier, chosen)
+        for seed in seeds
+        for row in rows_of(tier, seed, kinds, out, shard=shard)
+    ]  # fmt: skip
     if options.rows_only:
         return
     figures, intervals = summarise(tier, rows, chosen)
-    figures["tried"] = measures(_sequences(tried), tier.arms)
+    figures["tried"] = measures(scored, tier.arms)
     name = f"studies/results/{tier.name}"
     print(results.write(name, figures, tried + rows, intervals=intervals, seeds=[select, *seeds]))
 
 
+def rounds(tier: Tier, chosen: dict[str, str]) -> list[list[Kind]]:
+    """What a seed is to report: the chosen arms and the front in one order after the other, then mixed, and each task
+    alone."""
+    arms = list(dict.fromkeys([*tier.front, *chosen.values()]))
+    found = [[(arm, order) for arm in arms] for order in tier.orders]
+    if tier.mixed:
+        alone = [(tier.front[0], (task,)) for task in tier.orders[0]]
+        mixed = dict.fromkeys([tier.front[0], *(chosen[family] for family in tier.mixed)])
+        found.append([*((arm, ("mixed",)) for arm in mixed), *alone])
+    return found
+
+
 def rows_of(
-    tier: Tier, seed: int, arms: Sequence[str], mixed: Sequence[str], out: Path, *, shard: Sequence[int] = (0, 1)
+    tier: Tier, seed: int, kinds: Sequence[Kind], out: Path, *, shard: Sequence[int] = (0, 1)
 ) -> Iterator[dict[str, Any]]:
     """The rows of one seed that are in its file, and of the others every `shard[1]`-th from `shard[0]` on, made now."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"rows-{seed}.jsonl"
     with _locked(out / f"base-{seed}"):
         base = tier.base(out, seed)
-    for number, (arm, order) in enumerate(_wanted(tier, arms, mixed)):
+    for number, (arm, order) in enumerate(kinds):
         if (row := _found(file, arm, order)) is None:
             if number % shard[1] != shard[0]:
                 continue
@@ -71,16 +91,6 @@ def rows_of(
             said = {name: round(measure(row), 3) for name, measure in analysis.MEASURES.items()}
             print(f"seed {seed} {arm} {' '.join(order)} ({time.monotonic() - start:.0f} s): {said}", file=sys.stderr)
         yield row
-
-
-def _wanted(tier: Tier, arms: Sequence[str], mixed: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Arms and orders of a seed. Without `mixed` arms, to choose: one order; with them also each task alone."""
-    for arm in arms:
-        yield from ((arm, order) for order in (tier.orders if mixed or not tier.mixed else tier.orders[:1]))
-        if arm in mixed:
-            yield arm, ("mixed",)
-        if mixed and arm == tier.front[0]:
-            yield from ((arm, (task,)) for task in tier.orders[0])
 
 
 @contextmanager
@@ -96,8 +106,9 @@ def _found(file: Path, arm: str, order: Sequence[str]) -> dict[str, Any] | None:
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for row in rows:
         if row["arm"] == arm and row["order"] == list(order):
-            looks = {name: {int(step): value for step, value in found.items()} for name, found in row["looks"].items()}
-            return {**row, "looks": looks}
+            for key in LOOKS:
+                row[key] = {n: {int(step): value for step, value in found.items()} for n, found in row[key].items()}
+            return row
     return None
 
 
@@ -120,9 +131,10 @@ def one(tier: Tier, base: Path, out: Path, *, seed: int, arm: str, order: Sequen
     how = ("by_task" if scoped else "mixed") if mixed else "sequential"
     folder = out / f"run-{seed}-{arm}-{order[0]}"
     run = tier.train(base, folder, names, {**changes, "lr": lr, "order": how}, seed=seed)
-    looks: dict[str, dict[int, float]] = {}
+    looks: dict[str, dict[str, dict[int, float]]] = {name: {} for name in LOOKS}
     for row in run.watch.rows:
-        looks.setdefault(row["set"], {})[row["step"]] = row[tier.seen]
+        for name, key in LOOKS.items():
+            looks[name].setdefault(row["set"], {})[row["step"]] = round(row[key], 4)
     ends = {name: len(run.rows) for name in names}
     if not mixed:
         ends = {run.plan.task_at(step): step + 1 for step in range(run.plan.steps)}
@@ -130,8 +142,7 @@ def one(tier: Tier, base: Path, out: Path, *, seed: int, arm: str, order: Sequen
     masks = [{key: mask[key] for key in mask if key != "layers"} for mask in kept.log] if kept is not None else []
     moved = _distance(base, run)
     shutil.rmtree(folder)
-    return {"seed": seed, "arm": arm, "order": list(order), "looks": looks, "ends": ends, "distance": moved,
-            "masks": masks}  # fmt: skip
+    return {"seed": seed, "arm": arm, "order": list(order), **looks, "ends": ends, "distance": moved, "masks": masks}
 
 
 def _distance(base: Path, run: Run) -> float:
@@ -163,30 +174,37 @@ def _probe(tier: Tier, base: Path, out: Path, seed: int, protect: float) -> Path
 def summarise(
     tier: Tier, rows: Sequence[dict[str, Any]], chosen: dict[str, str]
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Every family's chosen arm on seeds that it was not chosen on: its measures, and its place beside the front."""
-    sequences = _sequences(rows)
-    found = {}
-    for arm in tier.front:
+    """Every family's chosen arm on seeds that it was not chosen on: its measures, and its place beside the front.
+
+    Figures count whole responses; the same of tokens, which scatter less, end in `_tokens`.
+    """
+    found: dict[str, analysis.Figure] = {}
+    for looks in LOOKS:
+        ending = "" if looks == "looks" else "_tokens"
+        measured = analysis.by(rows, looks)
+        found |= {key + ending: figure for key, figure in _compared(tier, measured, chosen).items()}
+    found |= analysis.drift(_sequences(rows), chosen["epi"])
+    figures: dict[str, Any] = {"chosen": chosen} | {key: value for key, (value, _) in found.items()}
+    return figures, {key: bounds for key, (_, bounds) in found.items()}
+
+
+def _compared(tier: Tier, rows: Sequence[dict[str, Any]], chosen: dict[str, str]) -> dict[str, analysis.Figure]:
+    sequences, found = _sequences(rows), {}
+    for name, arm in [*((arm, arm) for arm in tier.front), *chosen.items()]:
         for measure in analysis.MEASURES:
-            found[f"{measure}_{arm}"] = analysis.mean(sequences, arm, measure)
+            found[f"{measure}_{name}"] = analysis.mean(sequences, arm, measure)
     for family, arm in chosen.items():
-        for measure in analysis.MEASURES:
-            found[f"{measure}_{family}"] = analysis.mean(sequences, arm, measure)
         found[f"beyond_front_{family}"] = analysis.beyond_front(sequences, arm, tier.front)
         by_distance = analysis.beyond_front(sequences, arm, tier.front, analysis.distance)
         found[f"beyond_front_by_distance_{family}"] = by_distance
         if tier.mixed:
             found[f"interference_{family}"] = analysis.interference(rows, arm, tier.front[0])
-    for family, other in chosen.items():
         for measure in analysis.MEASURES if family != "epi" else ():
-            key = f"{measure}_epi_minus_{family}"
-            found[key] = analysis.difference(sequences, chosen["epi"], other, measure)
+            found[f"{measure}_epi_minus_{family}"] = analysis.difference(sequences, chosen["epi"], arm, measure)
     mixed = [row for row in rows if row["order"] == ["mixed"]]
     for family in tier.mixed:
         found[f"mixed_final_{family}"] = analysis.mean(mixed, chosen[family], "final")
-    found |= analysis.drift(sequences, chosen["epi"])
-    figures: dict[str, Any] = {"chosen": chosen} | {key: value for key, (value, _) in found.items()}
-    return figures, {key: bounds for key, (_, bounds) in found.items()}
+    return found
 
 
 def measures(rows: Sequence[dict[str, Any]], arms: Iterable[str]) -> dict[str, dict[str, float]]:

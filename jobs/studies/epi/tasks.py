@@ -1,4 +1,4 @@
-"""Unlike tasks of a few tokens each, out of reasoning-gym's generators, for a model of half a million parameters."""
+"""Unlike tasks of a few tokens each, out of reasoning-gym's generators, for a model of 0.3 million parameters."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Task:
     """Question and answer, without the generator's instructions, from an item's metadata; no question skips it."""
 
 
-def _numbers(values: list[str]) -> str:
-    return " ".join(str(int(float(value))) for value in values)
+def _digits(values: list[str]) -> str:
+    return "".join(str(int(float(value))) for value in values)
 
 
 TASKS = {
@@ -33,23 +33,22 @@ TASKS = {
             "sums", "basic_arithmetic",
             {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1, "operators": ["+"],
              "allow_parentheses": False, "allow_negation": False},
-            lambda item: (item["expression"], str(sum(map(int, item["expression"].split(" + "))))),
+            lambda item: (item["expression"].replace(" ", ""), str(sum(map(int, item["expression"].split(" + "))))),
         ),
         Task(
             "reverse", "spell_backward", {"min_word_len": 3, "max_word_len": 5},
-            lambda item: (f"reverse {item['word']}", item["word"][::-1]),
+            lambda item: (f"reverse {item['word'].lower()}", item["word"].lower()[::-1]),
         ),
         Task(
             "sort", "number_sorting",
             {"min_numbers": 4, "max_numbers": 5, "min_value": 0, "max_value": 9, "min_decimals": 0, "max_decimals": 0},
-            lambda item: (
-                f"sort {item['direction'][:1]} {_numbers(item['original_numbers'])}", _numbers(item["sorted_numbers"])
-            ),
+            lambda item: (f"{item['direction'][:3]} {_digits(item['original_numbers'])}",
+                          _digits(item["sorted_numbers"])),
         ),
         Task(
             "bases", "base_conversion", {"min_base": 2, "max_base": 4, "min_value": 1, "max_value": 4000},
             lambda item: (
-                f"base {item['source_base']} to {item['target_base']} {item['source_repr']}"
+                f"{item['source_base']}to{item['target_base']} {item['source_repr']}"
                 if 3 not in (item["source_base"], item["target_base"]) else "",
                 item["target_repr"],
             ),
@@ -58,9 +57,9 @@ TASKS = {
             "filter", "number_filtering",
             {"min_numbers": 3, "max_numbers": 4, "min_value": 0, "max_value": 9, "min_decimals": 0, "max_decimals": 0},
             lambda item: (
-                f"{item['operation'].replace('_', ' ')} {_numbers([item['filter_value']])} in "
-                f"{_numbers(item['original_numbers'])}",
-                _numbers(item["result"]) or "none",
+                f"{item['operation'].replace('_', ' ')} {_digits([item['filter_value']])} "
+                f"{_digits(item['original_numbers'])}",
+                _digits(item["result"]) or "none",
             ),
         ),
     )

@@ -35,12 +35,13 @@ class Tier:
     """The model that a seed starts from, made below a folder where it has to be made."""
     settings: Mapping[str, Any]
     """Of the trainer, for all arms."""
-    seen: str
-    """What counts as a score in a look: `exact` (whole responses) or `token_accuracy`, both teacher-forced."""
     families: Mapping[str, Mapping[str, Mapping[str, Any]]]
     """Families of arms."""
     mixed: tuple[str, ...]
     """Families that are run with all tasks mixed as well, beside runs of the first arm on each task alone."""
+
+    scored: str
+    """What is a score where settings are chosen: one of `analysis.LOOKS`."""
 
     @property
     def arms(self) -> dict[str, Mapping[str, Any]]:
@@ -66,7 +67,12 @@ class Tier:
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
         files = {name: self.write(root.parent / "data", name, seed) for name in {*names, self.before}}
-        sets = [{"name": name, "chains": files[name][part], "eval_chains": files[name]["held"]} for name in names]
+        weights = {self.before: 2.0} if part == "general" else {}
+        sets = [
+            {"name": name, "chains": files[name][part], "eval_chains": files[name]["held"],
+             "weight": weights.get(name, 1.0)}
+            for name in names
+        ]  # fmt: skip
         watch = {
             **self.settings["watch"],
             **({"chains": files[self.before]["held"]} if self.before not in names else {}),
@@ -78,9 +84,14 @@ class Tier:
         return run
 
 
-EPOCHS = 2
-"""Of pretraining a micro model, on all tasks."""
-SIZES = (3_500, 1_000, 100)
+EPOCHS = 1.5
+"""Of pretraining a micro model, on all tasks, with what it is to be able to do already twice as often."""
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
+)
+"""Of a micro model's chats: a token is a byte, so that the names of roles would be a third of a chat."""
+SIZES = (3_500, 800, 100)
 """Chats of a task for pretraining a micro model, for tuning it, and for looking."""
 REAL_SIZES = (64, 24)
 """Chats of a task for tuning SmolLM2, and for looking."""
@@ -89,20 +100,23 @@ COMMON: dict[str, Any] = {"engine": "torch", "workers": 1, "batch_size": 16, "we
 
 
 def _pretrained(out: Path, seed: int) -> Path:
-    """A Llama of half a million parameters that can do a little of every task."""
+    """A Llama of 0.3 million parameters that can do a little of every task."""
     base = out / f"base-{seed}"
     if (base / "config.json").exists():
         return base
     start = out / f"start-{seed}"
     micro.build(start)
     settings = LlamaConfig.from_pretrained(start)
-    settings.hidden_size, settings.intermediate_size, settings.num_hidden_layers = 96, 288, 4
+    settings.hidden_size, settings.intermediate_size, settings.num_hidden_layers = 96, 192, 3
     settings.num_attention_heads = settings.num_key_value_heads = 4
     settings.head_dim = 24
     torch.manual_seed(seed)
     LlamaForCausalLM(settings).float().save_pretrained(start)
+    tokenizer = models.load_tokenizer(start)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(start)
     models.check(start)
-    changes = {"isolation": {"enabled": False}, "order": "mixed", "epochs": EPOCHS, "lr": 1e-3}
+    changes = {"isolation": {"enabled": False}, "order": "mixed", "epochs": EPOCHS, "lr": 2e-3}
     run = MICRO.train(start, out / f"pretraining-{seed}", list(tasks.TASKS), changes, seed=seed, part="general")
     run.finish()
     (out / f"pretraining-{seed}" / "model").rename(base)
@@ -115,10 +129,10 @@ MICRO = Tier(
     before=tasks.BEFORE,
     write=lambda folder, name, seed: tasks.write(folder, name, seed, SIZES),
     base=_pretrained,
-    settings={**COMMON, "micro_batch": 16, "epochs": 2, "lr": 4e-4, "max_length": 96},
-    seen="exact",
+    settings={**COMMON, "micro_batch": 16, "epochs": 2, "lr": 1e-3, "max_length": 64},
     families=FAMILIES,
     mixed=("tuned_lr", "epi", "static", "random"),
+    scored="looks",
 )
 REAL = Tier(
     name="epi_real",
@@ -127,12 +141,12 @@ REAL = Tier(
     write=lambda folder, name, seed: real.write(folder, name, seed, REAL_SIZES),
     base=lambda out, seed: models.resolve("smollm2-135m-instruct").path,
     settings={**COMMON, "micro_batch": 8, "epochs": 2, "lr": 2e-4, "max_length": 256},
-    seen="token_accuracy",
     families={
         "tuned_lr": {name: FAMILIES["tuned_lr"][name] for name in ("full", "lr_0.5", "lr_0.25")},
-        "epi": {name: FAMILIES["epi"][name] for name in ("epi_0.2", "epi_0.5")},
-        **{name: {f"{name}_0.5_lr_1": FAMILIES[name][f"{name}_0.5_lr_1"]} for name in ("static", "random")},
+        "epi": {name: FAMILIES["epi"][name] for name in ("epi_0.05_1.0", "epi_0.5_1.0")},
+        **{name: {f"{name}_1.0": FAMILIES[name][f"{name}_1.0"]} for name in ("static", "random")},
     },
     mixed=(),
+    scored="token_looks",
 )
 TIERS = {"micro": MICRO, "real": REAL}

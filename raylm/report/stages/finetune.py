@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,8 @@ def build(store: Store, related: dict[str, Store]) -> Page:
     add_training(page, store)
     if manifest.figures:
         page.section("Figures")
-        page.table(("what", "value"), [(label(name), _short(value)) for name, value in manifest.figures.items()])
+        figures_shown = {name: value for name, value in manifest.figures.items() if name != "measures"}
+        page.table(("what", "value"), [(label(name), _short(value)) for name, value in figures_shown.items()])
     page.section("Made from")
     page.table(("what", "value"), made_from(manifest))
     return page
@@ -66,18 +68,40 @@ def add_watch(page: Page, watch: dict[str, list[Any]]) -> None:
     def curves(key: str) -> dict[str, tuple[list[int], list[float]]]:
         return {name: ([watch["step"][p] for p in at], [watch[key][p] for p in at]) for name, at in places.items()}
 
+    exact = curves("exact")
     page.grid([
         figure(figures.lines(curves("loss"), title="Held-out loss", x="optimizer step", y="nats a token")),
-        figure(
-            figures.lines(curves("exact"), title="Held-out chains got right", x="optimizer step", y="share of chains")
-        ),
+        figure(figures.lines(exact, title="Held-out chains got right", x="optimizer step", y="share of chains")),
+        *([_forgetting({name: values for name, (_, values) in exact.items()})] if len(exact) > 1 else []),
     ])  # fmt: skip
     rows = []
-    for name, (_, values) in curves("exact").items():
+    for name, (_, values) in exact.items():
         rows.append(
             (name, f"{values[0]:.1%}", f"{max(values):.1%}", f"{values[-1]:.1%}", f"{max(values) - values[-1]:.1%}")
         )
     page.table(("set", "before", "best", "last", "forgotten (best - last)"), rows)
+
+
+def _forgetting(exact: Mapping[str, Sequence[float]]) -> Markup:
+    """What each set has gained at its best so far against what it lost again, from the shares right at every look."""
+    paths = {}
+    for name, values in exact.items():
+        best = list(itertools.accumulate(values, max))
+        paths[name] = (
+            [high - values[0] for high in best],
+            [high - value for high, value in zip(best, values, strict=True)],
+        )
+    highest = max(max(lost) for _, lost in paths.values())
+    return figure(
+        figures.lines(
+            paths,
+            title="Forgetting against plasticity",
+            x="learned: best - before (share of chains)",
+            y="forgotten: best - now",
+            limits=(-0.02, max(0.1, 1.1 * highest)),
+        ),
+        "A path a set, look by look from the origin: to the right it is learned, upwards it is forgotten again.",
+    )
 
 
 def add_masks(page: Page, masks: dict[str, list[Any]], manifest: Manifest) -> None:

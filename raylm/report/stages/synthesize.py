@@ -31,6 +31,7 @@ def build(store: Store, related: dict[str, Store]) -> Page:
     page.tiles(_tiles(manifest, chains))
     page.funnel(manifest.funnel)
     _add_drops(page, manifest)
+    _add_failures(page, manifest)
     _add_kinds(page, chains)
     _add_costs(page, manifest)
     _add_forms(page, store)
@@ -118,6 +119,19 @@ def _add_drops(page: Page, manifest: Manifest) -> None:
     if dropped:
         page.section("Why candidates were dropped", "Each candidate is counted at the first check that it failed.")
         page.bars({name.removeprefix("dropped_"): int(count) for name, count in dropped.items()})
+
+
+def _add_failures(page: Page, manifest: Manifest) -> None:
+    """What the critiques say went wrong, and the problems that could not be contrasted."""
+    counted = manifest.figures
+    failures: dict[str, int] = counted.get("failure_types", {})
+    if failures:
+        page.section("What went wrong on the other paths", "The surest failure that each critique names.")
+        page.bars(failures)
+        page.text(
+            f"No pair: {counted.get('without_correct', 0)} problems have no correct path, "
+            f"{counted.get('without_wrong', 0)} no wrong one."
+        )
 
 
 def _add_costs(page: Page, manifest: Manifest) -> None:

@@ -29,6 +29,19 @@ def window(bits: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     return unpack(bits[start // 8 : -(-stop // 8)], stop - start // 8 * 8)[start % 8 :]
 
 
+def put_back(values: torch.Tensor, old: torch.Tensor, bits: torch.Tensor, start: int) -> None:
+    """Where a mask is set, from its element `start` on, give `values` (n,) those of `old` (n,) again, bit for bit."""
+    held = window(bits, start, start + values.numel())
+    if values.device.type != "cpu":
+        torch.where(held, old, values, out=values)
+        return
+    # torch.where goes element by element on CPUs. Integers wrap, so that old + (new - old) is exactly new.
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    new, before = values.view(kind), old.view(kind)
+    moves = held.view(torch.int8).bitwise_xor(1).to(kind)
+    torch.addcmul(before, new.sub_(before), moves, out=new)
+
+
 def ones(bits: torch.Tensor) -> int:
     """How many bits are set."""
     return int(_counts(bits.device).index_select(0, bits.int()).sum()) if bits.numel() else 0

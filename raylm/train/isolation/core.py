@@ -172,7 +172,7 @@ class Isolation:
             share = (self.step - self.refreshed_at + 1) / (self.config.release_ramp + 1)
             coming = bits.window(part.ramp, window.start, window.stop)
             torch.where(coming, torch.lerp(old, values, share), values, out=values)
-        torch.where(self._protected(part, window), old, values, out=values)
+        bits.put_back(values, old, part.bits, window.start)
 
     def advance(self) -> dict[str, Any] | None:
         """Count a step, and make the mask anew when it is due; returns the row of `log` then."""

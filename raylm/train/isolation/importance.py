@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -15,6 +16,37 @@ POOLED = ""
 _TINY = 1e-30
 
 
+class Growth:
+    """Weights of a moving average that is a growing sum: observation t weighs beta^-t, and unit(t) brings it back.
+
+    The sum is shrunk by a power of two, which rounds nothing, before the weights leave the range of float32.
+    """
+
+    _BITS = 40
+    """The sum is shrunk whenever weights have grown by so many bits."""
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+        self._rate = -math.log2(beta) if beta else 0.0
+
+    def weight(self, count: int) -> float:
+        """Of observation `count`, counted from 1."""
+        return float(2.0 ** (count * self._rate - self._BITS * self._shrunk(count)))
+
+    def shrink(self, count: int) -> float:
+        """What the sum is multiplied by before observation `count` is added."""
+        if self.beta == 0:
+            return 0.0  # the last observation is all there is
+        return float(2.0 ** (self._BITS * (self._shrunk(count - 1) - self._shrunk(count))))
+
+    def unit(self, count: int) -> float:
+        """What the sum of `count` observations is multiplied by to be the moving average."""
+        return (1 - self.beta) / self.weight(count)
+
+    def _shrunk(self, count: int) -> int:
+        return int(count * self._rate // self._BITS)
+
+
 class Importance:
     """Importance of a rank's parameters.
 
@@ -26,6 +58,9 @@ class Importance:
     g is the gradient before clipping, summed over micro-steps and ranks. A squared batch gradient is not a Fisher
     information: it ranks parameters and says no more. The bias correction 1 / (1 - beta^t) is one factor for all
     parameters, so that it changes no ranking, and is left out.
+
+    What is held is I / `Growth.unit`: observations that weigh more and more leave the sum before them alone, which
+    spares a pass over memory a step.
     """
 
     def __init__(self, config: IsolationConfig, parts: Sequence[Part], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -34,6 +69,7 @@ class Importance:
         self.optimizer: torch.optim.Optimizer | None = None
         self.numbers = {name: number for number, name in enumerate(shapes)}
         self.sizes = [torch.Size(shape).numel() for shape in shapes.values()]
+        self.growth = Growth(config.beta)
         self.observed: dict[str, int] = {}
         """Observations, by task."""
         self.watches = config.choose != "random" and config.score in ("g2", "theta_g") and config.source != "file"
@@ -50,24 +86,32 @@ class Importance:
         """Count an observation of a task, and make room for it; returns the task whose importance it adds to."""
         task = task if self.config.scope == "per_task" else POOLED
         self.observed[task] = self.observed.get(task, 0) + 1
+        shrink = self.growth.shrink(self.observed[task])
         for part in self.parts if self.watches else ():
             if task not in part.importance:
                 part.importance[task] = torch.zeros(part.length, dtype=torch.float32, device=part.param.device)
             if self.config.measure_noise and part.even is None:
                 part.even = torch.zeros(part.length, dtype=torch.float32, device=part.param.device)
+            if shrink != 1.0:
+                part.importance[task].mul_(shrink)
+                if part.even is not None:
+                    part.even.mul_(shrink)
         return task
 
     def observe(self, part: Part, task: str, window: slice, gradient: torch.Tensor, scale: float) -> None:
         """Fold the gradient of a window, times `scale`, into its importance."""
-        beta, average, gradient = self.config.beta, part.importance[task][window], gradient.float()
-        weight = (1 - beta) * (scale**2 if self.config.score == "g2" else scale)
-        other = gradient if self.config.score == "g2" else part.values[window].float()
-        new = torch.mul(gradient, other).abs_()
-        average.mul_(beta).add_(new, alpha=weight)
-        if part.even is not None:
-            part.even[window].mul_(beta)
-            if self.observed[task] % 2 == 0:
-                part.even[window].add_(new, alpha=weight)
+        count, gradient = self.observed[task], gradient.float()
+        averages = [part.importance[task][window]]
+        if part.even is not None and count % 2 == 0:
+            averages.append(part.even[window])
+        weight = self.growth.weight(count) * (scale**2 if self.config.score == "g2" else scale)
+        if self.config.score == "g2":
+            for average in averages:
+                average.addcmul_(gradient, gradient, value=weight)
+            return
+        new = torch.mul(gradient, part.values[window].float()).abs_()
+        for average in averages:
+            average.add_(new, alpha=weight)
 
     def raw(self, part: Part, task: str, window: slice, half: int | None = None) -> torch.Tensor:
         """Scores of a window before normalisation; `half` 0 or 1 takes the even or the odd steps alone."""
@@ -86,8 +130,10 @@ class Importance:
 
     def scales(self, task: str, half: int | None = None) -> list[float]:
         """By tensor, what its scores are multiplied by: 1 over their mean or largest over all ranks."""
-        if self.config.normalise in ("none", "rank"):
+        if self.config.normalise == "rank":
             return [1.0] * len(self.sizes)
+        if self.config.normalise == "none":
+            return [self.growth.unit(self.observed.get(task, 0)) if self.watches else 1.0] * len(self.sizes)
         found = torch.zeros(len(self.sizes), dtype=torch.float64)
         mean = self.config.normalise == "mean"
         for part in self.parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -53,9 +53,9 @@ class Chooser:
     def _elements(self, share: float, refresh: int, task: str, half: int | None) -> Masks:
         config, sizes = self.config, self.importance.sizes
         if share >= 1:
-            return self._fill(lambda part, _, scores: torch.ones_like(scores, dtype=torch.bool), refresh, task, half)
+            return [bits.pack(torch.ones(p.length, dtype=torch.bool, device=p.param.device)) for p in self.parts]
         if config.choose == "random":
-            return self._fill(lambda part, start, scores: scores < share, refresh, task, half)
+            return [self._random(part, refresh, share) for part in self.parts]
         by_tensor = config.normalise == "rank"
         numbers = self.importance.numbers if by_tensor else dict.fromkeys(self.importance.numbers, 0)
         groups = sizes if by_tensor else [sum(sizes)]
@@ -90,29 +90,19 @@ class Chooser:
                 return ~taken
             return taken & (scores > 0)  # what never had a gradient has no importance to protect
 
-        return self._fill(pick, refresh, task, half)
-
-    def _fill(
-        self,
-        pick: Callable[[Part, int, torch.Tensor], torch.Tensor],
-        refresh: int,
-        task: str,
-        half: int | None,
-    ) -> Masks:
-        """Masks of what `pick(part, start, scores)` takes, window by window."""
-        random = self.config.choose == "random"
-        scales = [] if random else self.importance.scales(task, half)
         masks = []
         for part in self.parts:
-            scored = self._random(part, refresh) if random else self.importance.scores(part, task, scales, half)
-            windows = zip(part.windows(), scored, strict=True)
-            masks.append(torch.cat([bits.pack(pick(part, window.start, scores)) for window, scores in windows]))
+            scored = zip(part.windows(), self.importance.scores(part, task, scales, half), strict=True)
+            masks.append(torch.cat([bits.pack(pick(part, window.start, scores)) for window, scores in scored]))
         return masks
 
-    def _random(self, part: Part, refresh: int) -> Iterable[torch.Tensor]:
+    def _random(self, part: Part, refresh: int, share: float) -> torch.Tensor:
+        found = []
         for window in part.windows():
             start, count = part.segment.offset + window.start, window.stop - window.start
-            yield bits.uniform(self.config.seed, f"mask {refresh}/{part.name}", start, count, part.param.device)
+            draw = bits.uniform(self.config.seed, f"mask {refresh}/{part.name}", start, count, part.param.device)
+            found.append(bits.pack(draw < share))
+        return torch.cat(found)
 
     def _units(self, share: float, refresh: int, task: str, half: int | None) -> Masks:
         """Masks of whole rows or tensors."""

@@ -35,6 +35,7 @@ class IsolatedAdamW(torch.optim.AdamW):
         self.clip = clip
         self.isolation: Isolation | None = None
         self._plans: dict[int, list[_Piece]] = {}
+        self._rooms: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
         self.padding: list[tuple[torch.Tensor, list[slice]]] = []
         """Flat parameters with what of them belongs to no tensor."""
         self.penalty: Any = None
@@ -93,6 +94,7 @@ class IsolatedAdamW(torch.optim.AdamW):
         state["step"] += 1
         flat, gradients = param.detach().view(-1), param.grad.detach().view(-1)
         first, second = state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1)
+        scratch = self._scratch(param)
         for start, end, inside in self._plan(isolation, param):
             gradient, values = gradients[start:end], flat[start:end]
             if isolation.importance.watches:
@@ -100,7 +102,7 @@ class IsolatedAdamW(torch.optim.AdamW):
                     isolation.importance.observe(part, task, window, gradient[at], 1.0)
             if factor != 1.0:
                 gradient.mul_(factor)
-            old = values.clone()
+            old = scratch[: end - start].copy_(values)
             # The optimizer's own kernel, which counts no step by itself here.
             torch._fused_adamw_(
                 [values], [gradient], [first[start:end]], [second[start:end]], [], [state["step"]],
@@ -124,6 +126,13 @@ class IsolatedAdamW(torch.optim.AdamW):
                     inside.append((part, slice(low - begin, high - begin), slice(low - start, high - start)))
             self._plans[id(param)] = plan
         return self._plans[id(param)]
+
+    def _scratch(self, param: torch.Tensor) -> torch.Tensor:
+        """Room for one piece, which stays in the cache from one piece to the next."""
+        key = (param.device, param.dtype)
+        if key not in self._rooms:
+            self._rooms[key] = torch.empty(piece(param.device), dtype=param.dtype, device=param.device)
+        return self._rooms[key]
 
     def _state(self, param: torch.Tensor) -> dict[str, Any]:
         """Moments of a parameter, made as torch's AdamW makes them."""

@@ -18,6 +18,7 @@ from raylm.errors import UserError
 from raylm.train.isolation import bits
 from raylm.train.isolation.collectives import everyones
 from raylm.train.isolation.fragments import Fragment, Fragments
+from raylm.train.isolation.importance import Growth
 from raylm.train.isolation.parts import Part
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def collect(isolation: Isolation) -> dict[str, Any]:
         "refreshed_at": isolation.refreshed_at,
         "refreshes": isolation.refreshes,
         "score": isolation.config.score,
+        "beta": isolation.config.beta,
         "observed": dict(isolation.importance.observed),
         "log": list(isolation.log),
         "fragments": [_fragment(part) for part in isolation.parts],
@@ -63,6 +65,8 @@ def restore(isolation: Isolation, states: Sequence[dict[str, Any]]) -> None:
     isolation.log = list(states[0]["log"])
     for part in isolation.parts:
         _fill(part, fragments, list(states[0]["observed"]))
+    if states[0]["beta"] != isolation.config.beta:
+        _rescale(isolation, Growth(states[0]["beta"]))
 
 
 def save_mask(isolation: Isolation, path: Path) -> None:
@@ -160,6 +164,17 @@ def _fragment(part: Part) -> Fragment:
     for number, packed in enumerate(part.chosen):
         found[f"chosen/{number}"] = packed
     return found
+
+
+def _rescale(isolation: Isolation, before: Growth) -> None:
+    """Go on with a moving average of another beta."""
+    importance = isolation.importance
+    for task, count in importance.observed.items() if importance.watches else ():
+        factor = before.unit(count) / importance.growth.unit(count)
+        for part in isolation.parts:
+            part.importance[task].mul_(factor)
+            if part.even is not None:
+                part.even.mul_(factor)
 
 
 def _unpacked(fragment: Fragment) -> Fragment:

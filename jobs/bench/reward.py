@@ -1,0 +1,151 @@
+"""What do branches cost, beside a plain sequence classifier and beside a generative judge?
+
+    python -m jobs.bench.reward [--texts N] [--judged N] [--tokens N] [--repeats N] [--threads N]
+
+Five branches over the plain classifier of the same encoder: the same texts, batches and padding, tokenization counted
+in both. The judge is SmolLM2-135M-Instruct, which reads a pair and reasons before it names the better response; all of
+its tokens count. Pairs are human preferences between answers ($RAYLM_DATA, reward_pairs/qa_feedback_dev), whose
+passages are left out so that the small judge can read them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gzip
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs import results
+from raylm.llm import chat, engine, models
+from raylm.llm.config import EngineConfig
+from raylm.llm.protocol import Sampling
+from raylm.srm import backbone
+from raylm.srm.config import DEFAULT_BRANCHES, BranchConfig, FusionConfig
+from raylm.srm.model import BATCH, RewardModel
+from raylm.srm.structure import Structure
+
+HEADS = tuple(BranchConfig(name=name) for name in ("relevance", "coverage", "support", "style", "quality"))
+MAX_LENGTH = 384
+ASKED = (
+    "Question: {prompt}\n\nResponse A: {first}\n\nResponse B: {second}\n\nWhich response answers the question better? "
+    "Give a short reason, then end with 'Better: A' or 'Better: B'."
+)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure, and write bench/results/reward.json."""
+    pairs = _pairs(max(options.texts // 2, options.judged))
+    texts = [(row["prompt"], row[side]) for row in pairs for side in ("chosen", "rejected")][: options.texts]
+    path = models.resolve_encoder("all-minilm-l6-v2").path
+    arms = {"heads": _model(path, HEADS), "default": _model(path, DEFAULT_BRANCHES), "plain": Plain(path)}
+    rows: list[dict[str, Any]] = []
+    for repeat in range(options.repeats):
+        seconds = {name: _seconds(arm, texts) for name, arm in arms.items()}
+        rows.append(
+            {"repeat": repeat, "texts": len(texts), **{f"{name}_seconds": value for name, value in seconds.items()}}
+        )
+    judged = asyncio.run(_judge(pairs[: options.judged], options.tokens, options.threads))
+    for row in rows:
+        row |= {"judge_seconds_a_pair": judged["seconds"] / options.judged}
+    ratios = {
+        "branches_cost_ratio": [row["heads_seconds"] / row["plain_seconds"] for row in rows],
+        "default_cost_ratio": [row["default_seconds"] / row["plain_seconds"] for row in rows],
+        "scores_per_second": [row["texts"] / row["default_seconds"] for row in rows],
+        "speedup_vs_generative": [
+            row["judge_seconds_a_pair"] / (2 * row["default_seconds"] / row["texts"]) for row in rows
+        ],
+    }
+    figures, intervals = results.geometric_means(ratios)
+    tokens = arms["default"].structure.backbone  # type: ignore[union-attr]
+    facts = {
+        "judge_tokens_a_pair": judged["tokens"] / options.judged, "judge_accuracy": judged["accuracy"],
+        "judge_undecided": judged["undecided"] / options.judged, "judged_pairs": options.judged,
+        "tokens_a_pair": 2 * sum(len(tokens.tokenize(*text).ids) for text in texts) / len(texts),
+    }  # fmt: skip
+    print(results.write("bench/results/reward", figures | facts, [*rows, judged], intervals=intervals, seeds=[0]))
+
+
+class Plain:
+    """The encoder with one linear output, as transformers has it."""
+
+    def __init__(self, path: Path) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+
+    @torch.inference_mode()
+    def score_batch(self, texts: Sequence[tuple[Any, str]]) -> list[float]:
+        """Scores in the order given, in batches of like lengths as the reward model's are."""
+        read = self.tokenizer([list(text) for text in texts], truncation=True, max_length=MAX_LENGTH)
+        order = sorted(range(len(texts)), key=lambda place: len(read["input_ids"][place]))
+        found = [0.0] * len(texts)
+        for start in range(0, len(order), BATCH):
+            places = order[start : start + BATCH]
+            columns = {name: [values[place] for place in places] for name, values in read.items()}
+            padded = self.tokenizer.pad(columns, return_tensors="pt")
+            for place, value in zip(places, self.model(**padded).logits[:, 0].tolist(), strict=True):
+                found[place] = value
+        return found
+
+
+def _model(path: Path, specs: Sequence[BranchConfig]) -> RewardModel:
+    return RewardModel(Structure(backbone.load(path, max_length=MAX_LENGTH), specs, FusionConfig()), "bench", "bench")
+
+
+def _seconds(arm: RewardModel | Plain, texts: Sequence[tuple[str, str]]) -> float:
+    arm.score_batch(texts[:BATCH])
+    start = time.monotonic()
+    arm.score_batch(texts)
+    return time.monotonic() - start
+
+
+async def _judge(pairs: Sequence[dict[str, Any]], tokens: int, threads: int) -> dict[str, Any]:
+    """Seconds, tokens and accuracy of the generative judge; each pair is shown in an order drawn by its place."""
+    model = await engine.build(EngineConfig(kind="transformers", context=1024), cpus=threads)
+    requests = []
+    for number, row in enumerate(pairs):
+        first, second = (row["chosen"], row["rejected"]) if number % 2 else (row["rejected"], row["chosen"])
+        asked = ASKED.format(prompt=row["prompt"], first=first, second=second)
+        requests.append(chat.prompt_ids(model.tokenizer, [{"role": "user", "content": asked}]))
+    start = time.monotonic()
+    sampling = Sampling(temperature=0.0, max_tokens=tokens)
+    said = await asyncio.gather(*(model.generate(request, sampling) for request in requests))
+    seconds = time.monotonic() - start
+    await model.close()
+    verdicts = [re.findall(r"[Bb]etter:?\s*(?:[Rr]esponse\s*)?([AB])", each.completions[0].text) for each in said]
+    right = [1.0 if found and (found[-1] == "A") == bool(number % 2) else 0.0 for number, found in enumerate(verdicts)]
+    undecided = sum(not found for found in verdicts)
+    return {
+        "seconds": seconds, "undecided": undecided, "accuracy": (sum(right) + 0.5 * undecided) / len(pairs),
+        "tokens": sum(each.prompt_tokens + each.generated_tokens for each in said),
+        "generated": sum(each.generated_tokens for each in said),
+    }  # fmt: skip
+
+
+def _pairs(count: int) -> list[dict[str, Any]]:
+    path = Path(os.environ["RAYLM_DATA"]) / "reward_pairs/qa_feedback_dev.jsonl.gz"
+    with gzip.open(path, "rt") as source:
+        rows = [json.loads(line) for line in source][: count * 2 : 2]
+    # The question without its passages.
+    return [{**row, "prompt": row["prompt"].split("\n\n")[0].partition("Question:")[2].strip()} for row in rows]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", type=int, default=256)
+    parser.add_argument("--judged", type=int, default=36)
+    parser.add_argument("--tokens", type=int, default=64, help="that the judge may generate for a pair")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    main(options)

@@ -1,0 +1,1 @@
+"""Study of the retriever's losses, negatives and soft targets."""

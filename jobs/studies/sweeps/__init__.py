@@ -1,0 +1,1 @@
+"""The two sweeps that come with raylm, at micro size."""

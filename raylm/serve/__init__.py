@@ -1,0 +1,1 @@
+"""Served models: rewards that say why, vectors and search, on Ray Serve."""

@@ -1,0 +1,1 @@
+"""A structural reward model: branches that score one dimension each, and a fusion that says why."""
