@@ -1,6 +1,6 @@
 """Does the diagnosis name planted causes, and does the repair of a cause mend its samples better than another?
 
-    python -m jobs.studies.ilp.run [--develop 100 101] [--seeds 1 2 3] [--rows-only] [--threads N]
+    python -m jobs.studies.ilp.run [--develop 100 101] [--seeds 1 2 3] [--passes N] [--rows-only] [--threads N]
         [--out runs/studies/ilp]
 
 Each seed is a world of facts, a base model that is pretrained on part of it, and samples with a planted reason to fail
@@ -30,18 +30,19 @@ from raylm.ilp.interventions import wrong_ones
 from raylm.ilp.measure import Diagnosis
 
 
-def main(develop: Sequence[int], seeds: Sequence[int], out: Path, rows_only: bool) -> None:
+def main(develop: Sequence[int], seeds: Sequence[int], out: Path, *, passes: int, rows_only: bool) -> None:
     """Make what is missing, and write the result unless other runs are still to come."""
     expert = trial.Diagnostician()
-    tried = [row for seed in develop for row in rows_of(seed, out, expert, repairs=False)]
-    rows = [row for seed in seeds for row in rows_of(seed, out, expert, repairs=True)]
+    tried = [row for seed in develop for row in rows_of(seed, out, expert, passes=passes, repairs=False)]
+    rows = [row for seed in seeds for row in rows_of(seed, out, expert, passes=passes, repairs=True)]
     if rows_only:
         return
     figures, intervals = analysis.summarise(tried, rows)
+    figures["passes"] = passes
     print(results.write("studies/results/ilp", figures, tried + rows, intervals=intervals, seeds=[*develop, *seeds]))
 
 
-def rows_of(seed: int, out: Path, expert: trial.Diagnostician, repairs: bool) -> list[dict[str, Any]]:
+def rows_of(seed: int, out: Path, expert: trial.Diagnostician, *, passes: int, repairs: bool) -> list[dict[str, Any]]:
     """All rows of a seed: a row a sample, and a row a repair; those that are in its file, and those made now."""
     out.mkdir(parents=True, exist_ok=True)
     file, world, folder = out / f"rows-{seed}.jsonl", make(seed), out / f"world-{seed}"
@@ -53,7 +54,7 @@ def rows_of(seed: int, out: Path, expert: trial.Diagnostician, repairs: bool) ->
             sink.write("".join(json.dumps({"seed": seed, **row}) + "\n" for row in made))
 
     if not rows:
-        keep(_diagnosed(world, folder, expert))
+        keep(_diagnosed(world, folder, expert, passes))
         print(f"seed {seed}: diagnosed", file=sys.stderr)
     if repairs:
         samples = {row["id"]: row for row in rows if row["kind"] == "sample"}
@@ -68,10 +69,10 @@ def rows_of(seed: int, out: Path, expert: trial.Diagnostician, repairs: bool) ->
     return rows
 
 
-def _diagnosed(world: World, folder: Path, expert: trial.Diagnostician) -> list[dict[str, Any]]:
+def _diagnosed(world: World, folder: Path, expert: trial.Diagnostician, passes: int) -> list[dict[str, Any]]:
     """The rows of all samples of a world, whose base model is made, tuned and diagnosed."""
     folder.mkdir(parents=True, exist_ok=True)
-    base = pretrain.base(world, folder)
+    base = pretrain.base(world, folder, passes)
     tuned = trial.tune(world, base, folder / "tuned", seed=world.seed)
     settings = trial.settings(world, folder, world.seed)
     found = expert.diagnose(settings, base, tuned, folder)
@@ -112,9 +113,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--develop", type=int, nargs="+", default=[100, 101], help="seeds that thresholds are seen on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="those that are reported")
+    parser.add_argument("--passes", type=int, default=pretrain.PASSES, help="of pretraining")
     parser.add_argument("--rows-only", action="store_true", help="make the runs and write no result")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process")
     parser.add_argument("--out", type=Path, default=Path("runs/studies/ilp"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    main(options.develop, options.seeds, options.out, options.rows_only)
+    main(options.develop, options.seeds, options.out, passes=options.passes, rows_only=options.rows_only)
