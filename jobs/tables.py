@@ -127,6 +127,13 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("studies/word_problems", "accuracy_prompted_in_domain", "before, with the search's worked examples", "{:.1%}"),
     ("studies/word_problems", "accuracy_after_in_domain", "after one loop", "{:.1%}"),
     ("studies/word_problems", "gain_out_of_domain", "gain on SVAMP and GSM8K", "{:+.1%}"),
+    ("studies/ilp", "prevalence", "planted causes: share of samples that are unlearned", "{:.1%}"),
+    ("studies/ilp", "macro_f1", "macro-F1 of the five causes of unlearned samples", "{:.2f}"),
+    ("studies/ilp", "best_baseline_macro_f1", "the same by the best of four baselines", "{:.2f}"),
+    ("studies/ilp", "false_alarm_rate", "clean samples called unlearned", "{:.1%}"),
+    ("studies/ilp", "diagonal_wins", "causes that their own repair mends best, of five", "{:.0f}"),
+    ("bench/diagnose", "full_vs_epoch", "a full diagnosis over one epoch of its training", "{:.2f}"),
+    ("bench/diagnose", "screen_vs_epoch", "a screen of a tenth of the samples over the same", "{:.2f}"),
     (
         "studies/softlabels",
         "macro_f1_hard_imbalanced",
