@@ -33,6 +33,13 @@ STOPPED, LEFT_RUNNING = 143, 130
 """Exit codes of a job that was stopped, and of following one that goes on without us."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+    "ray._private.runtime_env.working_dir",
+)
+"""Loggers that name every file which does not travel."""
 _POLL, _LOST = 0.5, 60.0
 """Seconds between two looks at a job, and without an answer until the cluster counts as lost."""
 
@@ -223,21 +230,20 @@ def _wants_stop(job: str, ask: Callable[[str], str]) -> bool:
 
 
 def _connect(address: str) -> JobSubmissionClient:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it names every file that does not travel
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         client = JobSubmissionClient(address)
         client.list_jobs()
     except ConnectionError as error:
         raise UserError(f"--address {address}: no Ray dashboard answers there ({error}); is the cluster up?") from None
-    except RuntimeError as error:
-        text = str(error)
-        if "auth" not in text.lower() and "401" not in text and "403" not in text:
-            raise
+    except AuthenticationError as error:
         raise UserError(
-            f"--address {address}: the cluster refuses the token ({_first_line(text)}); copy the token of its head "
-            "node (RAY_AUTH_TOKEN_PATH there, or ~/.ray/auth_token) and name the file with --token-file"
+            f"--address {address}: the cluster refuses the token ({_first_line(str(error))}); copy that of its head "
+            "(RAY_AUTH_TOKEN_PATH there, or ~/.ray/auth_token) and name the file with --token-file"
         ) from None
     return client
 

@@ -48,10 +48,11 @@ def compare(tuned: Path, base: Path) -> Kinship:
     names = (set(left) | set(right)) - tied
     odd = sorted(name for name in names if left.get(name, (0, ()))[1] != right.get(name, (0, ()))[1])
     if odd:
-        said = [f"{odd[0]} is {list(found[odd[0]][1]) if odd[0] in found else 'missing'}" for found in (left, right)]
+        shapes = [str(list(found[odd[0]][1])) if odd[0] in found else "missing" for found in (left, right)]
+        more = f", and {len(odd) - 1} more tensors differ" if len(odd) > 1 else ""
         raise UserError(
-            f"model={tuned} is not tuned from base={base}: {said[0]} in the model and {said[1]} in the base"
-            f"{f', and {len(odd) - 1} more tensors differ' if len(odd) > 1 else ''}; name its own base"
+            f"model={tuned} is not tuned from base={base}: {odd[0]} is {shapes[0]} in the model and {shapes[1]} in the "
+            f"base{more}; name its own base"
         )
     matrices = sorted(name for name in names if len(left[name][1]) == 2)
     chosen = matrices[:: max(1, len(matrices) // MATRICES)]

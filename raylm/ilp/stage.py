@@ -81,7 +81,7 @@ class _Work:
         plan = interventions.build(found, config.repair, self.stage.inputs["samples"], DOCUMENTS if texts else "")
         store.write_bytes(PLAN, dump(plan).encode())
         outcome.write_lines(store, DOCUMENTS, texts)
-        exported = outcome.export(store, rows, {*found.ids("unlearned", "partial")}, config.chains)
+        exported = outcome.export(store, rows, {*found.ids("unlearned", "partial")}, _source(config))
         outcome.write_tables(store, found, seen)
         figures = outcome.figures(found, seen, config, before)
         warnings = [*warnings, *outcome.doubts(found)]
@@ -161,6 +161,11 @@ def encoder(name: str) -> Encode:
         return found
 
     return encode
+
+
+def _source(config: DiagnoseConfig) -> str:
+    """Where the samples come from; of several sets, the first."""
+    return config.tasks[0].chains if config.tasks else config.chains
 
 
 def _cause(found: measure.Diagnosis, item: Item) -> str:

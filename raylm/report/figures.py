@@ -183,7 +183,7 @@ def scatter(
     if y_limits is not None:
         axes.set_ylim(*y_limits)
     if any(len(xs) for xs, _ in groups.values()):
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
     return figure
 
 

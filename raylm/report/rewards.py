@@ -26,7 +26,7 @@ def tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     matched = f"{found['length_matched_pairs']:,} pairs of like length"
     return [
         ("pair accuracy", number(found["pair_accuracy"]), f"{found['pairs']:,} pairs"),
-        ("length-matched", number(found["length_matched_accuracy"]), matched),
+        ("length-matched", number(found["length_matched_accuracy"]) or "none", matched),
         ("longer wins", number(found["longer_wins"]), "share of pairs; 0.5 is no length bias"),
         ("calibration error", number(found["ece"]), "mean distance of confidence and accuracy"),
         ("nats a pair", number(found["pair_nll"]), f"a coin has {0.693:.3f}"),

@@ -102,8 +102,12 @@ class Queries:
 
     def take(self, numbers: Sequence[int]) -> Queries:
         """Some of them."""
-        parts = (tuple(row[number] for number in numbers) for row in (self.ids, self.texts, self.grades))
-        return Queries(*parts, self.relevant_from)  # type: ignore[arg-type]
+        return Queries(
+            tuple(self.ids[number] for number in numbers),
+            tuple(self.texts[number] for number in numbers),
+            tuple(self.grades[number] for number in numbers),
+            self.relevant_from,
+        )
 
 
 def pieces(collection: Collection, tokenizer: Any, length: int, overlap: int) -> Iterator[Document]:

@@ -231,7 +231,8 @@ class Encoder(nn.Module):
             kept = {"linear.weight": weight[: self.dimension].clone()}
             save_file(kept, folder / "2_Dense/model.safetensors")
         parts.append(("Normalize", f"{len(parts)}_Normalize"))
-        (folder / parts[-1][1]).mkdir(exist_ok=True)
+        names = {f"module_{side}_name": "sentence_embedding" for side in ("input", "output")}
+        _write(folder / parts[-1][1] / "config.json", names)
         rows = [
             {"idx": n, "name": str(n), "path": path, "type": _MODULES + name} for n, (name, path) in enumerate(parts)
         ]

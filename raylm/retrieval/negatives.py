@@ -115,8 +115,8 @@ def nearest(vectors: np.ndarray, documents: np.ndarray, k: int, block: int = 65_
     Returns:
         places [queries, k] int64 and scores [queries, k]; k is at most the number of documents.
     """
-    best_places = np.empty((len(vectors), 0), np.int64)
-    best_scores = np.empty((len(vectors), 0), np.float32)
+    best_places: np.ndarray = np.empty((len(vectors), 0), np.int64)
+    best_scores: np.ndarray = np.empty((len(vectors), 0), np.float32)
     for start in range(0, len(documents), block):
         scores = vectors @ documents[start : start + block].T
         top = min(k, scores.shape[1])

@@ -24,6 +24,7 @@ def run(config: RetrieverConfig) -> Manifest:
     """
     from raylm import report
     from raylm.retrieval.encoder import Encoder
+    from raylm.retrieval.layers import upper
     from raylm.retrieval.mine import mine, prepare
     from raylm.train import job
 
@@ -38,6 +39,8 @@ def run(config: RetrieverConfig) -> Manifest:
 
         changes = {name: getattr(config, name) for name in ("pooling", "dimension", "max_length")}
         encoder = Encoder.load(str(found.path), **changes)  # refuses settings that do not fit before anything is mined
+        if config.freeze_layers:
+            upper(encoder.model, config.freeze_layers, 0.0)
         config = config.model_copy(update=_absolute(config) | {"model": str(found.path)})
         folder = Path(stage.store.place) / WORK
         data = prepare(config, collection, encoder.tokenizer, folder)

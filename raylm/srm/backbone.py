@@ -106,7 +106,8 @@ class Backbone(nn.Module):
                 self.tokenizer, [*as_messages(prompt), {"role": "assistant", "content": response}]
             )
             border = sum(label == IGNORE for label in labels)
-            before, said, after = ids[:border], ids[border:], []
+            before, said = ids[:border], ids[border:]
+            after: list[int] = []
             front, room = 4, self.max_length
         else:
             before, said, after = self.layout.pieces(as_text(prompt), response)

@@ -58,9 +58,8 @@ def run(config: DiagnoseConfig) -> Manifest:
         swap = {"mirrored": mirrored, **own_prompt(scored, mates, other[: len(swapped)])}
         figures = diagnosis.measure(scored, pairs) | {"agreement": agreed, "swap": swap}
         model = {"name": settings["name"], "revision": reference.revision}
-        _finish(
-            stage, scored, pairs, config.examples, figures=figures, model=model, timing={"seconds": seconds}
-        )  # fmt: skip
+        facts = {"figures": diagnosis.known(figures), "model": model, "timing": {"seconds": seconds}}
+        _finish(stage, scored, pairs, config.examples, **facts)
     report.for_stage("diagnosis", stage.store)
     assert stage.finished is not None
     return stage.finished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,6 +152,13 @@ def rows(scored: Scored, pairs: np.ndarray) -> list[dict[str, Any]]:
             **{f"share_{name}": float(share) for name, share in zip(scored.names, shares, strict=True)},
         })  # fmt: skip
     return found
+
+
+def known(figures: Any) -> Any:
+    """Figures as JSON knows them: None for those that are not numbers, at any depth."""
+    if isinstance(figures, dict):
+        return {name: known(value) for name, value in figures.items()}
+    return None if isinstance(figures, float) and math.isnan(figures) else figures
 
 
 def _example(scored: Scored, pair: np.ndarray, difference: float, shares: np.ndarray) -> dict[str, Any]:

@@ -157,7 +157,7 @@ class Run:
         dev = (scored, pairs) if part is self.data.dev else self.scored(self.data.dev)
         return {
             "measures": self._measures(*dev),
-            "figures": diagnosis.measure(scored, pairs) | {"agreement": self.agreement(scored, part)},
+            "figures": diagnosis.known(diagnosis.measure(scored, pairs) | {"agreement": self.agreement(scored, part)}),
             "calibration": calibration.curve(differences) if len(pairs) else [],
             "pairs": diagnosis.rows(scored, pairs),
             "bad_cases": diagnosis.bad_cases(scored, pairs),

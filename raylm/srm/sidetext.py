@@ -49,7 +49,7 @@ class AdapterWriter:
         """Side texts of all text branches, by branch, in the order of the responses."""
         own = [spec for spec in specs if spec.kind == "text"]
         asked = [
-            (spec.name, self._ids(spec, prompt, response))
+            (spec.name, chat.prompt_ids(self.tokenizer, self.ask(spec, prompt, response)))
             for spec in own
             for prompt, response in zip(prompts, responses, strict=True)
         ]
@@ -71,17 +71,21 @@ class AdapterWriter:
         new = found[:, padded["input_ids"].shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
-    def _ids(self, spec: BranchConfig, prompt: Prompt, response: str) -> list[int]:
+    def ask(self, spec: BranchConfig, prompt: Prompt, response: str) -> list[dict[str, str]]:
+        """The question for one branch as a chat; the middle of a prompt that is too long is left out.
+
+        Raises:
+            UserError: the response alone leaves no room in the context.
+        """
         bounds = f" from {spec.low:g} to {spec.high:g}" if spec.low is not None and spec.high is not None else ""
         words = {"dimension": spec.name.replace("_", " "), "range": bounds}
-        room = self.config.context - self.config.max_tokens
-        text, length = as_text(prompt), 0
+        room, text = self.config.context - self.config.max_tokens, as_text(prompt)
         for _ in range(8):
             asked = self.config.prompt.format(prompt=text, response=response, **words)
-            ids = chat.prompt_ids(self.tokenizer, [{"role": "user", "content": asked}])
-            length = len(ids)
+            messages = [{"role": "user", "content": asked}]
+            length = len(chat.prompt_ids(self.tokenizer, messages))
             if length <= room:
-                return ids
+                return messages
             kept = int(len(text) * max(0.0, 1 - 1.2 * (length - room) / length))
             text = f"{text[: kept // 2]} ... {text[len(text) - kept // 2 :]}"
         raise UserError(

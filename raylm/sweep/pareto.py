@@ -23,7 +23,8 @@ def front(points: np.ndarray) -> np.ndarray:
         [trials], bool. Of equal points all are in, or none.
     """
     least = (points[:, None] <= points[None]).all(-1) & (points[:, None] < points[None]).any(-1)
-    return ~least.any(0)
+    found: np.ndarray = np.logical_not(least.any(0))
+    return found
 
 
 def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:

@@ -146,7 +146,7 @@ def keep(rows: list[dict[str, Any]], plan: RepairPlan, path: str) -> list[dict[s
     """The rows that the plan does not drop.
 
     Raises:
-        UserError: the plan names samples that are not there, or leaves none.
+        UserError: the plan names samples that are not there, or leaves a task none.
     """
     there = {row["id"] for row in rows}
     missing = sorted(plan.named() - there)
@@ -157,8 +157,10 @@ def keep(rows: list[dict[str, Any]], plan: RepairPlan, path: str) -> list[dict[s
         )
     dropped = set(plan.drop)
     kept = [row for row in rows if row["id"] not in dropped]
-    if not kept:
-        raise UserError(f"plan={path}: drops all {len(rows)} samples")
+    emptied = {row.get("task_name", "") for row in rows} - {row.get("task_name", "") for row in kept}
+    if emptied:
+        of = f" of task {min(emptied)}" if min(emptied) else ""
+        raise UserError(f"plan={path}: drops all samples{of}; take the task out of the config, or samples out of drop")
     return kept
 
 

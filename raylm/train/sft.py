@@ -81,7 +81,7 @@ def _train(config: FinetuneConfig, stage: StageRun, model_path: str, steps: int)
     absolute = {
         "isolation": isolation,
         "chains": Store(config.chains).place,
-        "plan": config.plan and os.path.abspath(config.plan),
+        "plan": config.plan if "://" in config.plan else config.plan and os.path.abspath(config.plan),
         "step_log": config.step_log and os.path.abspath(config.step_log),
     }
     arguments = {"config": config.model_dump(mode="json") | absolute, "model": model_path, "root": stage.store.place}

@@ -23,9 +23,9 @@ PLANTED = {
 }
 maybe = st.none() | st.floats(0, 1)
 signals = st.builds(
-    Signals, id=st.just("a"), contradiction=maybe, base_right=maybe, base_confidence=maybe, base_wrong=st.none() | st.booleans(),
-    familiarity_rank=maybe, prerequisite_accuracy=maybe, divergence=maybe, looks_right=st.none() | st.integers(0, 5),
-    falling=st.none() | st.floats(-1, 1),
+    Signals, id=st.just("a"), contradiction=maybe, base_right=maybe, base_confidence=maybe, divergence=maybe,
+    base_wrong=st.none() | st.booleans(), familiarity_rank=maybe, prerequisite_accuracy=maybe,
+    looks_right=st.none() | st.integers(0, 5), falling=st.none() | st.floats(-1, 1),
 )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def test_distractors_are_wrong_distinct_and_of_the_same_kind():
 def test_distractors_come_from_the_nearest_questions_first_and_are_near_in_length():
     items = items_of(*(f"{'x' * length}{letter}" for length in (3, 9) for letter in "abcdefgh"))
     near = far(items) | {"0": [*range(8, 16), *range(1, 8)]}
-    config = DiagnoseConfig(probe=ProbeConfig(distractors=3))
+    config = DiagnoseConfig(probe=ProbeConfig(distractors=2))
     found = distractors(items, items, near, sizes(items), config)
     assert all(len(text) == 10 for text in found["0"])
     assert all(len(text) == 4 for text in found["1"])

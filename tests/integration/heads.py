@@ -30,7 +30,8 @@ def free_ports(count):
 class Nodes:
     """A head and the nodes that were added to it.
 
-    On a busy machine a node's agents can take longer to start than Ray waits for them; then it is started again.
+    A raylet gives its agents 15 seconds to write down their ports, which a busy machine does not keep. Ours are given
+    beforehand, so they are written for them; where that is not enough the node is started again.
     """
 
     def __init__(self, cpus=1, options=(), environment=None):
@@ -39,8 +40,9 @@ class Nodes:
         self.token.write_text("0123456789abcdef" * 4)
         self.token.chmod(0o600)
         self.environment = {
-            **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "OMP_NUM_THREADS": "1",
-            "RAY_USAGE_STATS_ENABLED": "0", "DS_ACCELERATOR": "cpu", **(environment or {}),
+            **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "DS_ACCELERATOR": "cpu",
+            "RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "300000", **(environment or {}),
         }  # fmt: skip
         self.environment.pop("RAY_ADDRESS", None)
         self.added = []
@@ -91,10 +93,13 @@ class Nodes:
 
     def _started(self, command):
         for _ in range(3):
-            agent, listen, self.metrics, environment = free_ports(4)
+            names = ("metrics_agent", "dashboard_agent_listen", "metrics_export", "runtime_env_agent")
+            agents = dict(zip(names, free_ports(4), strict=True))
+            self.metrics = agents["metrics_export"]
             ports = [
-                f"--dashboard-agent-grpc-port={agent}", f"--dashboard-agent-listen-port={listen}",
-                f"--metrics-export-port={self.metrics}", f"--runtime-env-agent-port={environment}",
+                f"--dashboard-agent-grpc-port={agents['metrics_agent']}",
+                f"--dashboard-agent-listen-port={agents['dashboard_agent_listen']}",
+                f"--metrics-export-port={self.metrics}", f"--runtime-env-agent-port={agents['runtime_env_agent']}",
                 "--node-ip-address=127.0.0.1", "--object-store-memory=200000000",
             ]  # fmt: skip
             log = self.folder / f"log-{time.monotonic_ns()}"
@@ -106,7 +111,18 @@ class Nodes:
             while process.poll() is None and time.monotonic() < deadline:
                 if "Ray runtime started" in log.read_text():
                     return process
+                self._write_ports(process, agents)
                 time.sleep(0.2)
             if process.poll() is None:
                 self.kill(process)
         raise AssertionError(log.read_text())
+
+    def _write_ports(self, process, agents):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                words = dict(word.split("=", 1) for word in child.cmdline() if word.startswith("--") and "=" in word)
+                if child.name() == "raylet" and "--node_id" in words:
+                    for name, port in agents.items():
+                        file = Path(words["--session_dir"], f"{name}_port_{words['--node_id']}")
+                        if not file.exists():
+                            file.write_text(str(port))

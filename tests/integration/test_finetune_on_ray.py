@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -25,13 +24,25 @@ def chains(path, shift, count=24):
     return str(path)
 
 
-def start(*arguments):
-    """On the session's cluster, which saves each job the start of its own."""
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    command = [sys.executable, "-m", "jobs.finetune", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+@pytest.fixture
+def start(ray_cluster):
+    """Starts jobs on the session's cluster, which saves each the start of its own; ends those that a test leaves."""
+    environment, jobs = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}, []
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "jobs.finetune", *arguments]
+        jobs.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+        return jobs[-1]
+
+    yield run
+    for job in jobs:
+        if job.poll() is None:
+            job.kill()
+            job.wait()
 
 
 def finished(job):
@@ -56,7 +67,7 @@ def wait_for(condition, job):
     return found
 
 
-def test_killed_runs_go_on_also_with_one_worker_at_another_stage(tmp_path):
+def test_killed_runs_go_on_also_with_one_worker_at_another_stage(tmp_path, start):
     """First a worker is killed while a checkpoint is stored, which Ray Train mends, and then the job in a step."""
     data, out, steps = chains(tmp_path / "chains.jsonl", 1), tmp_path / "out", tmp_path / "steps"
     arguments = (*SETTINGS, f"chains={data}", f"out={out}", f"step_log={steps}")
@@ -94,7 +105,7 @@ def test_killed_runs_go_on_also_with_one_worker_at_another_stage(tmp_path):
     assert "isolation/mask.safetensors" in manifest["outputs"]
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_at_once(tmp_path):
+def test_a_gradient_that_is_not_finite_ends_the_run_at_once(tmp_path, start):
     data, steps = chains(tmp_path / "chains.jsonl", 1), tmp_path / "steps"
     job = start(*SETTINGS, f"chains={data}", f"out={tmp_path / 'out'}", f"step_log={steps}", "workers=1", "lr=1e30")
     printed, _ = job.communicate(timeout=400)
@@ -105,7 +116,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_at_once(tmp_path):
     assert logged == list(range(1, len(logged) + 1))  # none twice: it was not tried again
 
 
-def test_tasks_in_a_row_with_all_that_watches_them(tmp_path):
+def test_tasks_in_a_row_with_all_that_watches_them(tmp_path, start):
     """On two workers at stage 3: held-out looks, best weights, consolidation, adapters' rival settings, curves."""
     tasks = [
         {

@@ -1,7 +1,9 @@
 """Jobs on a head of its own with token authentication: followed, failed, stopped, and never run twice at once."""
 
 import os
+import pty
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -51,12 +53,11 @@ def _refuses(address):
     return False
 
 
-def raylm(*args, token):
+def raylm(*args, token, stdin=subprocess.DEVNULL):
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
     command = [sys.executable, "-m", "raylm.cli", "submit", *args]
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        command, cwd=ROOT, env=environment, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -82,43 +83,35 @@ def test_a_failing_jobs_exit_code_comes_back(head, tmp_path):
     assert "/no/such.jsonl" in printed
 
 
-def test_interrupted_it_asks_and_stops_what_a_second_submission_only_follows(head, tmp_path, monkeypatch):
+def interrupted(arguments, token, answer):
+    """Exit code, and standard error, of a submission that is interrupted once its job speaks."""
+    ours, theirs = pty.openpty()
+    job = raylm(*arguments, token=token, stdin=theirs)
+    try:
+        while not job.stdout.readline().strip():
+            assert job.poll() is None, job.stderr.read()
+        time.sleep(1.0)
+        job.send_signal(signal.SIGINT)
+        time.sleep(1.0)
+        os.write(ours, f"{answer}\n".encode())
+        _, said = job.communicate(timeout=120)
+        return job.returncode, said
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_interrupted_it_asks_and_stops_what_a_second_submission_only_follows(head, tmp_path):
     address, token, _ = head
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.chdir(ROOT)
-    arguments = (SUMS % 400, ENGINE, "search.rounds=40", f"out={tmp_path}/long")
-    request = Request("explore", arguments, address, token)
-    first = raylm("explore", *arguments, "--address", address, "--no-wait", token=token)
-    _, said = first.communicate(timeout=300)
-    assert first.returncode == 0, said
-    submit.authenticate(request)
-    from ray.job_submission import JobSubmissionClient
-
-    client = JobSubmissionClient(address)
-    asked = []
-
-    def interrupted(self, *_):
-        raise KeyboardInterrupt
-
-    def answers(question):
-        asked.append(question)
-        return "y" if len(asked) > 1 else "n"
-
-    tail = submit._Log.tail
-    with monkeypatch.context() as patch:
-        patch.setattr(submit._Log, "tail", interrupted)
-        assert submit.submit(request, answers) == submit.LEFT_RUNNING
-
-    def once(self, *rest):
-        monkeypatch.setattr(submit._Log, "tail", tail)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(submit._Log, "tail", once)
-    assert submit.submit(request, answers) == submit.STOPPED
-    assert len(asked) == 2
-    jobs = [job for job in client.list_jobs() if (job.metadata or {}).get("raylm", "").endswith(f"{tmp_path}/long")]
-    assert len(jobs) == 1
-    assert str(jobs[0].status) == "STOPPED"
+    arguments = ("explore", SUMS % 4000, ENGINE, "search.rounds=40", f"out={tmp_path}/long", "--address", address)
+    code, said = interrupted(arguments, token, "n")
+    assert code == submit.LEFT_RUNNING, said
+    assert "submitted" in said
+    assert "goes on" in said
+    code, said = interrupted(arguments, token, "y")
+    assert code == submit.STOPPED, said
+    assert "does this already; following it" in said
+    assert "submitted" not in said
 
 
 @pytest.mark.parametrize("token", ["wrong" * 8, ""])

@@ -1,5 +1,7 @@
 """A tiny random encoder and a small collection in the BEIR layout."""
 
+import json
+
 import pytest
 import torch
 
@@ -18,4 +20,26 @@ def tiny(tmp_path_factory):
     config = BertConfig(vocab_size=5 + len(WORDS), max_position_embeddings=32, **sizes)
     BertModel(config).save_pretrained(folder)
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return str(folder)
+
+
+COLOURS, NUMBERS = ("red", "green", "blue"), ("one", "two", "three")
+
+
+@pytest.fixture(scope="session")
+def collection(tmp_path_factory):
+    """Nine documents, one for each colour and number; a query asks for one of them."""
+    folder = tmp_path_factory.mktemp("collection")
+    both = [(colour, number) for colour in COLOURS for number in NUMBERS]
+    rows = [{"_id": f"{c}-{n}", "title": "", "text": f"the {c} is a {n}"} for c, n in both]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [{"_id": f"q-{c}-{n}-{w}", "text": f"{w} {c} {n}"} for c, n in both for w in ("what", "which")]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    (folder / "qrels").mkdir()
+    for split, word in (("train", "what"), ("dev", "which")):
+        lines = []
+        for c, n in both:
+            lines.append(f"q-{c}-{n}-{word}\t{c}-{n}\t2")
+            lines += [f"q-{c}-{n}-{word}\t{c}-{other}\t1" for other in NUMBERS if other != n]
+        (folder / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines) + "\n")
     return str(folder)

@@ -1,7 +1,5 @@
 """Training a retriever in one process: resumable to the bit, gradient caching exact, negatives and alarms as asked."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -16,27 +14,6 @@ from raylm.retrieval.encoder import Encoder
 from raylm.retrieval.prepare import check, documents, load
 from raylm.retrieval.run import Run
 from raylm.train import checkpoint
-
-COLOURS, NUMBERS = ("red", "green", "blue"), ("one", "two", "three")
-
-
-@pytest.fixture(scope="module")
-def collection(tmp_path_factory):
-    """Nine documents, one for each colour and number; a query asks for one of them."""
-    folder = tmp_path_factory.mktemp("collection")
-    both = [(colour, number) for colour in COLOURS for number in NUMBERS]
-    rows = [{"_id": f"{c}-{n}", "title": "", "text": f"the {c} is a {n}"} for c, n in both]
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = [{"_id": f"q-{c}-{n}-{w}", "text": f"{w} {c} {n}"} for c, n in both for w in ("what", "which")]
-    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-    (folder / "qrels").mkdir()
-    for split, word in (("train", "what"), ("dev", "which")):
-        lines = []
-        for c, n in both:
-            lines.append(f"q-{c}-{n}-{word}\t{c}-{n}\t2")
-            lines += [f"q-{c}-{n}-{word}\t{c}-{other}\t1" for other in NUMBERS if other != n]
-        (folder / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines) + "\n")
-    return str(folder)
 
 
 def config(collection, tiny, **changes):

@@ -52,6 +52,10 @@ def test_agreement_is_that_of_ranks_and_skips_what_is_missing():
     assert np.isnan(diagnosis.agreement(values[:2], ratings[:2])["kendall"])
 
 
+def test_what_is_no_number_is_none_in_an_artefact():
+    assert diagnosis.known({"a": {"b": float("nan")}, "c": 1.5, "d": "x"}) == {"a": {"b": None}, "c": 1.5, "d": "x"}
+
+
 def test_every_pair_is_written_with_its_shares():
     rows = diagnosis.rows(WORLD, PAIRS)
     assert [row["share_facts"] for row in rows] == [1.0, -2.0, -1.0]

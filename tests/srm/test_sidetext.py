@@ -5,8 +5,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from raylm.errors import UserError
-from raylm.llm import models
+from raylm.llm import chat, models
 from raylm.srm import backbone
+from raylm.srm.adapters import AdapterSettings, train_adapter
 from raylm.srm.branches import TextBranch
 from raylm.srm.config import BranchConfig, FusionConfig, WriterConfig
 from raylm.srm.model import RewardModel
@@ -54,12 +55,12 @@ def test_a_mixed_batch_writes_what_each_adapter_writes_alone(adapters):
 def test_a_long_prompt_loses_its_middle_and_a_long_response_is_refused(adapters):
     own = specs(adapters)[2:]
     writer = AdapterWriter(WRITER, own)
-    ids = writer._ids(own[0], f"begin {'x' * 2000} end", "short")
-    text = writer.tokenizer.decode(ids)
-    assert len(ids) <= 512 - 8
-    assert "begin" in text and "end\n" in text and "short" in text  # noqa: PT018 - one fact
+    asked = writer.ask(own[0], f"begin {'x' * 2000} end", "short")
+    assert len(chat.prompt_ids(writer.tokenizer, asked)) <= 512 - 8
+    for word in ("begin", "end\n", "short"):
+        assert word in asked[0]["content"]
     with pytest.raises(UserError, match="branch plain: a response alone has more than writer"):
-        writer._ids(own[0], "why", "x" * 2000)
+        writer.ask(own[0], "why", "x" * 2000)
 
 
 @pytest.mark.parametrize(
@@ -86,3 +87,18 @@ def test_what_is_no_adapter_is_refused(tmp_path):
     spec = BranchConfig(name="facts", kind="text", column="facts", adapter=str(tmp_path))
     with pytest.raises(UserError, match="is no LoRA adapter"):
         AdapterWriter(WRITER, [spec])
+
+
+def test_an_adapter_learns_its_texts(tmp_path):
+    spec = BranchConfig(name="facts", kind="text", column="facts", low=1, high=5)
+    examples = [("Why?", response, text) for response, text in (("aaaa", "1"), ("bbbb", "5"))]
+    settings = AdapterSettings(targets=("q_proj", "v_proj", "up_proj", "down_proj"), steps=20, batch_size=2, lr=1e-2)
+    losses = train_adapter(WRITER, spec, examples, tmp_path, settings)
+    assert losses[-1] < losses[0] - 0.2
+    own = [spec.model_copy(update={"adapter": str(tmp_path)})]
+    assert len(AdapterWriter(WRITER, own).write(own, ["Why?"], ["aaaa"])["facts"]) == 1
+    assert train_adapter(WRITER, spec, examples, tmp_path / "again", settings) == losses
+    with pytest.raises(UserError, match="no examples"):
+        train_adapter(WRITER, spec, [], tmp_path)
+    with pytest.raises(UserError, match=r"has more than writer\.max_tokens=8 tokens"):
+        train_adapter(WRITER, spec, [("Why?", "a", "far too long a text")], tmp_path)

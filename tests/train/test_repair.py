@@ -60,8 +60,7 @@ def batches(plan):
 
 @given(st.integers(4, 40), st.sampled_from([2, 3, 4, 8]), st.integers(0, 50), st.data())
 def test_rivals_are_in_no_batch_together_over_all_passes(count, batch, seed, data):
-    if count < 3 * batch:
-        count = 3 * batch
+    count = max(count, 3 * batch)
     couples = data.draw(st.integers(1, max(1, count // (2 * batch))))
     rivals = {}
     for number in range(couples):
@@ -153,7 +152,7 @@ def test_further_passes_end_when_the_general_set_suffers(tmp_path):
     [
         ('{"drop": ["0", "77"]}', "1 of its samples are not among the chains .first: 77."),
         ('{"droop": []}', "unknown key droop; did you mean drop"),
-        ('{"drop": ["0", "1"]}', "drops all 2 samples"),
+        ('{"drop": ["0", "1"]}', "drops all samples; take"),
         ('{"documents": {"path": "no.jsonl"}}', "no such file"),
         ("{", "damaged JSON"),
     ],

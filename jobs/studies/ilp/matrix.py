@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,42 +30,42 @@ EVALUATION = 1000
 Row = dict[str, Any]
 
 
-def rows(world: World, base: Path, folder: Path, failed: dict[str, list[Row]], wrong: dict[str, str]) -> list[Row]:
+def rows(
+    world: World, folder: Path, failed: dict[str, list[Row]], wrong: dict[str, str], done: Sequence[Row]
+) -> Iterator[Row]:
     """Accuracy of each cause's failed samples, of the others and of the general set, by intervention.
 
     Args:
-        world: the samples.
-        base: model to begin with.
+        world: the samples; its base model lies in `folder`.
         folder: for runs.
         failed: samples that were not learned, by planted cause.
-        wrong: sample that the diagnosis would drop, for each sample of a contradiction.
+        wrong: sample that the diagnosis would drop, for each sample of a contradiction, else empty.
+        done: rows that are there already; the others are made.
     """
-    seed = world.seed + EVALUATION
-    original = trial.tune(world, base, folder / "run", seed=seed)
-    steps = original.steps + EXTRA
-    found = [_measured(world, original, "original", "", failed)]
+    had = {(row["fix"], row["target"]): row for row in done}
+    seed, base, place = world.seed + EVALUATION, folder / "base", folder / "run"
+    if ("original", "") not in had:
+        had["original", ""] = _measured(world, trial.tune(world, base, place, seed=seed), "original", "", failed)
+        yield had["original", ""]
+    steps = had["original", ""]["steps"] + EXTRA
     longer = trial.REST + EXTRA * trial.SETTINGS["batch_size"] / sum(r["group"] != "forgotten" for r in world.samples)
-    for fix in ("control", "shuffle"):
-        plan = RepairPlan(shuffle=fix == "shuffle")
-        tuned = trial.tune(world, base, folder / "run", seed=seed, plan=plan, rest=longer + 1, max_steps=steps)
-        found.append(_measured(world, tuned, fix, "", failed))
-    for cause in CAUSES:
-        for fix in ("drop", "documents", "documents_upweight", "upweight"):
-            if not failed[cause]:
-                continue
-            plan = _plan(world, folder, fix, failed[cause], wrong)
-            rest = longer + 2 if fix == "drop" else trial.REST + 1
-            tuned = trial.tune(world, base, folder / "run", seed=seed, plan=plan, rest=rest, max_steps=steps)
-            found.append(_measured(world, tuned, fix, cause, failed) | {"steps": tuned.steps})
-    shutil.rmtree(folder / "run")
-    return found
+    wanted = [("control", ""), ("shuffle", "")]
+    wanted += [(fix, cause) for cause in CAUSES for fix in ("drop", "documents", "documents_upweight", "upweight")]
+    for fix, cause in wanted:
+        if (fix, cause) in had or (cause and not failed[cause]):
+            continue
+        plan = _plan(world, folder, fix, failed[cause], wrong) if cause else RepairPlan(shuffle=fix == "shuffle")
+        rest = trial.REST + 1 if fix in ("documents", "documents_upweight", "upweight") else longer + 2
+        tuned = trial.tune(world, base, place, seed=seed, plan=plan, rest=rest, max_steps=steps)
+        yield _measured(world, tuned, fix, cause, failed)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def _plan(world: World, folder: Path, fix: str, targets: Sequence[Row], wrong: dict[str, str]) -> RepairPlan:
     """The plan of one intervention on some samples; each costs EXTRA steps."""
     names = [trial.name_of(row) for row in targets]
     if fix == "drop":
-        return RepairPlan(drop=tuple(sorted({wrong.get(name, name) for name in names})))
+        return RepairPlan(drop=tuple(sorted({wrong[row["id"]] or trial.name_of(row) for row in targets})))
     steps = EXTRA // 2 if fix == "documents_upweight" else EXTRA
     documents = None
     if fix != "upweight":

@@ -13,9 +13,10 @@ from raylm.llm import models
 from raylm.llm.chat import prompt_ids
 
 PASSES, BATCH, LR = 14, 64, 4e-3
+"""Passes over the lines, unless told otherwise."""
 
 
-def base(world: World, folder: Path) -> Path:
+def base(world: World, folder: Path, passes: int = PASSES) -> Path:
     """The directory of the base model, made where it is not there."""
     path = folder / "base"
     if (path / "config.json").exists():
@@ -37,19 +38,19 @@ def base(world: World, folder: Path) -> Path:
     for question, text in world.lines:
         asked = prompt_ids(tokenizer, [{"role": "user", "content": question}]) if question else []
         lines.append([*asked, *tokenizer.encode(text, add_special_tokens=False), end])
-    _train(model, lines, world.seed)
+    _train(model, lines, world.seed, passes)
     model.generation_config.pad_token_id = shape.pad_token_id
     model.save_pretrained(partial)
     partial.rename(path)
     return path
 
 
-def _train(model: torch.nn.Module, lines: list[list[int]], seed: int) -> None:
+def _train(model: torch.nn.Module, lines: list[list[int]], seed: int, passes: int) -> None:
     """Every token of every line, in passes of their own order."""
     draw = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.01)
-    steps, step = PASSES * math.ceil(len(lines) / BATCH), 0
-    for _ in range(PASSES):
+    steps, step = passes * math.ceil(len(lines) / BATCH), 0
+    for _ in range(passes):
         order = torch.randperm(len(lines), generator=draw).tolist()
         order.sort(key=lambda place: len(lines[place]))  # stable: of lines of a length the order stays random
         starts = torch.randperm(math.ceil(len(order) / BATCH), generator=draw).tolist()

@@ -58,7 +58,8 @@ def _seed(tier: Tier, made: World, seed: int, out: Path) -> Iterator[dict[str, A
                 if soft != "none":
                     cells = [Cell(seed, size, loss, best[loss]["setting"], soft, alpha) for alpha in ALPHAS]
                     yield max((log.row(arms.run, cell) for cell in cells), key=lambda row: row["dev"])
-        yield log.row(lambda cell: analysis.agreement(arms, cell), Cell(seed, size, "agreement", {}, "all"))
+        scored = " ".join(name for name in analysis.SCORED if name in tier.soft)
+        yield log.row(lambda cell: analysis.agreement(arms, cell), Cell(seed, size, "agreement", {}, scored))
 
 
 class Log:

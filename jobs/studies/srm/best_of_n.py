@@ -6,7 +6,9 @@
 Chains of sums, answered by the scripted policy, which slips in every fifth operation: micro scale, and the same samples
 (so the same tokens) for every rule. The model learns from right against wrong responses to half of the problems and
 picks on the other half, with all branches, and without the arithmetic check, which sees every slip of this policy and
-so is nearly a verifier here. Results: studies/results/srm_best_of_n.json.
+so is nearly a verifier here. A pick is one of the distinct responses; right ones are often the same text, so a rule
+that knows nothing does worse than a random sample. srm_vote sums the probabilities of equal answers. Results:
+studies/results/srm_best_of_n.json.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def main(options: argparse.Namespace) -> None:
         by_seed = [[row[rule] for row in rows if row["seed"] == seed] for seed in options.seeds]
         found[f"accuracy_{rule}"] = interval([float(np.mean(each)) for each in by_seed])
     for other in ("random", "majority"):
-        for rule in ("srm", "srm_unchecked"):
+        for rule in ("srm", "srm_vote", "srm_unchecked"):
             by_seed = [[row[rule] - row[other] for row in rows if row["seed"] == seed] for seed in options.seeds]
             found[f"{rule}_minus_{other}"] = interval([float(np.mean(each)) for each in by_seed])
     figures = {name: value for name, (value, _) in found.items()} | {"samples": options.samples}
@@ -126,7 +128,7 @@ def _questions(count: int) -> list[tuple[str, str]]:
     draws = random.Random(0)
     found = []
     for _ in range(count):
-        terms = [draws.randint(10, 99) for _ in range(5)]
+        terms = [draws.randint(10, 99) for _ in range(draws.randint(4, 6))]
         found.append((f"What is {' + '.join(map(str, terms))}?", str(sum(terms))))
     return list(dict(found).items())
 
