@@ -5,7 +5,8 @@
 Five branches over the plain classifier of the same encoder: the same texts, batches and padding, tokenization counted
 in both. The judge is SmolLM2-135M-Instruct, which reads a pair and reasons before it names the better response; all of
 its tokens count. Pairs are human preferences between answers ($RAYLM_DATA, reward_pairs/qa_feedback_dev), whose
-passages are left out so that the small judge can read them.
+passages are left out so that the small judge can read them. Seconds are those of the CPU, so that other work on the
+machine does not count: leave threads at 1.
 """
 
 from __future__ import annotations
@@ -103,9 +104,9 @@ def _model(path: Path, specs: Sequence[BranchConfig]) -> RewardModel:
 
 def _seconds(arm: RewardModel | Plain, texts: Sequence[tuple[str, str]]) -> float:
     arm.score_batch(texts[:BATCH])
-    start = time.monotonic()
+    start = time.process_time()
     arm.score_batch(texts)
-    return time.monotonic() - start
+    return time.process_time() - start
 
 
 async def _judge(pairs: Sequence[dict[str, Any]], tokens: int, threads: int) -> dict[str, Any]:
@@ -116,10 +117,10 @@ async def _judge(pairs: Sequence[dict[str, Any]], tokens: int, threads: int) -> 
         first, second = (row["chosen"], row["rejected"]) if number % 2 else (row["rejected"], row["chosen"])
         asked = ASKED.format(prompt=row["prompt"], first=first, second=second)
         requests.append(chat.prompt_ids(model.tokenizer, [{"role": "user", "content": asked}]))
-    start = time.monotonic()
+    start = time.process_time()
     sampling = Sampling(temperature=0.0, max_tokens=tokens)
     said = await asyncio.gather(*(model.generate(request, sampling) for request in requests))
-    seconds = time.monotonic() - start
+    seconds = time.process_time() - start
     await model.close()
     verdicts = [re.findall(r"[Bb]etter:?\s*(?:[Rr]esponse\s*)?([AB])", each.completions[0].text) for each in said]
     right = [1.0 if found and (found[-1] == "A") == bool(number % 2) else 0.0 for number, found in enumerate(verdicts)]
