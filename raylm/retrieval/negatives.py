@@ -233,6 +233,7 @@ def teacher_of(name: str, max_length: int) -> Teacher:
 def by_cross_encoder(path: str, max_length: int, batch_size: int = 32) -> Teacher:
     """A cross-encoder (a sequence classifier with one output, read with query and document together) as a teacher."""
     import torch
+
     quick.without_sklearn()
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
