@@ -33,14 +33,14 @@ def run(config: RetrieverConfig) -> Manifest:
     inputs = {"collection": digest, "model": found.ref.revision}
     if config.negatives.teacher:
         inputs["teacher"] = models.resolve_encoder(config.negatives.teacher).ref.revision
+    changes = {name: getattr(config, name) for name in ("pooling", "dimension", "max_length")}
+    encoder = Encoder.load(str(found.path), **changes)  # refuses settings that do not fit before out is claimed
+    if config.freeze_layers:
+        upper(encoder.model, config.freeze_layers, 0.0)
     stage = StageRun("retrieve", config, config.out, inputs)
     if stage.finished is None:
         from raylm.retrieval.worker import MINED, WORK, train_loop
 
-        changes = {name: getattr(config, name) for name in ("pooling", "dimension", "max_length")}
-        encoder = Encoder.load(str(found.path), **changes)  # refuses settings that do not fit before anything is mined
-        if config.freeze_layers:
-            upper(encoder.model, config.freeze_layers, 0.0)
         config = config.model_copy(update=_absolute(config) | {"model": str(found.path)})
         folder = Path(stage.store.place) / WORK
         data = prepare(config, collection, encoder.tokenizer, folder)

@@ -20,7 +20,7 @@ def build(store: Store, related: dict[str, Store]) -> Page:
     manifest = finished(store)
     page = Page("Retrieve: queries and documents", subtitle(store, manifest))
     config, where = manifest.config, "test" if manifest.config["test"] else "dev"
-    page.section("Overview", f"Means over the {where} queries, before the training and after it.")
+    page.section("Overview", f"{_recipe(config)} Means over the {where} queries, before the training and after it.")
     page.tiles(_tiles(manifest))
     for text in _cautions(manifest):
         page.callout(text)
@@ -34,20 +34,24 @@ def build(store: Store, related: dict[str, Store]) -> Page:
     return page
 
 
+def _recipe(config: dict[str, Any]) -> str:
+    soft = config["soft"]
+    note = f", soft labels {soft['kind']} at alpha {soft['alpha']}" if soft["kind"] != "none" else ""
+    return f"Loss {config['loss']}{note}."
+
+
 def _tiles(manifest: Manifest) -> list[tuple[str, str, str]]:
     found = manifest.figures
     tiles = [
         (name, f"{value:.3f}", f"before {found['before'][name]:.3f} ({value - found['before'][name]:+.3f})")
-        for name, value in found["after"].items()
+        for name, value in sorted(found["after"].items(), key=lambda item: (item[0][0] != "n", item[0]))
     ]
     held = found["collection"]
     used = held["queries_used"]
     pieces = f", in {held['pieces']:,} chunks" if held["pieces"] != held["documents"] else ""
     tiles.append(("documents", f"{held['documents']:,}", f"{held['repeated_texts']:,} repeat another's text{pieces}"))
     tiles.append(("training pairs", f"{held['pairs']:,}", f"{used['train']:,} queries, {used['dev']:,} on dev"))
-    soft = manifest.config["soft"]
-    note = f"soft labels: {soft['kind']}" + (f", alpha {soft['alpha']}" if soft["kind"] != "none" else "")
-    return [*tiles, ("loss", manifest.config["loss"], note)]
+    return tiles
 
 
 def _cautions(manifest: Manifest) -> list[str]:
@@ -137,6 +141,8 @@ def _add_queries(page: Page, store: Store) -> None:
     )
     order = sorted(rows, key=lambda row: (row["change"], row["query"]))
     shown = [row for row in order[:LISTED] if row["change"] < 0] + [r for r in order[-LISTED:] if r["change"] > 0]
+    if not shown:
+        return
     page.table(
         ("query id", "nDCG@10 before", "after", "change"),
         [(r["query"], f"{r['nDCG@10 before']:.2f}", f"{r['nDCG@10']:.2f}", f"{r['change']:+.2f}") for r in shown],
