@@ -13,13 +13,12 @@ import torch
 
 from jobs.studies.ilp.world import World, chat, write_rows
 from raylm.config import build
-from raylm.ilp import items, log, measure
+from raylm.ilp import items, log, measure, stage
 from raylm.ilp.config import DiagnoseConfig
 from raylm.ilp.measure import Diagnosis
 from raylm.ilp.scoring import Scorer
 from raylm.llm import models
 from raylm.llm.chat import training_ids
-from raylm.retrieval.encoder import Encoder
 from raylm.storage import Store
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import Sample
@@ -103,14 +102,14 @@ class Diagnostician:
     """Diagnoses models of worlds in this process; questions are encoded once."""
 
     def __init__(self) -> None:
-        self.encoder = Encoder.load("all-minilm-l6-v2")
         self.known: dict[str, np.ndarray] = {}
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Vectors of questions."""
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
         if new:
-            self.known |= dict(zip(new, self.encoder.encode(new, "query"), strict=True))
+            vectors = stage.encoder("all-minilm-l6-v2")(new)
+            self.known |= dict(zip(new, vectors, strict=True))
         return np.stack([self.known[text] for text in texts])
 
     def diagnose(self, config: DiagnoseConfig, base: Path, tuned: Tuned, folder: Path) -> Diagnosis:
