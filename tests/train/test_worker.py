@@ -1,5 +1,6 @@
 """What a training worker does besides stepping."""
 
+import errno
 import itertools
 import multiprocessing
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyarrow import fs
 
 from raylm.config import build
 from raylm.errors import UserError
@@ -47,6 +49,23 @@ def test_a_full_disk_says_so_and_leaves_the_checkpoint_before(tmp_path):
     with pytest.raises(UserError, match=r"rank-0.pt: no space left for the checkpoint of step 2; free some"):
         checkpoint.save(tmp_path / "checkpoint_2", 0, 1, {"step": 2, "values": torch.zeros(1_000_000)})
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_1"
+
+
+def test_a_disk_that_is_full_where_checkpoints_go_says_so_too(tmp_path):
+    """By the copy that Ray Train makes."""
+    prepared, stored = tmp_path / "prepared", tmp_path / "stored"
+    for folder in (prepared, stored):
+        folder.mkdir()
+    checkpoint.save(prepared, 0, 1, {"step": 2, "values": torch.zeros(1_000_000)})
+    (stored / "rank-0.pt").symlink_to("/dev/full")
+    with (
+        pytest.raises(UserError, match="stored: no space left for the checkpoint of step 2"),
+        checkpoint.room(stored, 2),
+    ):
+        fs.copy_files(str(prepared), str(stored), fs.LocalFileSystem(), fs.LocalFileSystem())
+    assert checkpoint.step_of(stored) == -1
+    with pytest.raises(PermissionError), checkpoint.room(stored, 2):
+        raise PermissionError(errno.EACCES, "not this")
 
 
 def _save_for_ever(root):
