@@ -82,7 +82,13 @@ class DeepSpeedEngine:
         self.engine.step()
 
     def step(self) -> None:
-        """Nothing left: the engine has stepped with the last micro-batch."""
+        """The engine has stepped with the last micro-batch, unless a gradient was not finite on some rank.
+
+        Raises:
+            FloatingPointError: it was not, so that DeepSpeed took no step; on all ranks alike.
+        """
+        if self.engine.skipped_steps:
+            raise FloatingPointError("the gradient is not finite")
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The trainable weights by name, whole on rank 0 and empty on the others; all ranks together."""

@@ -94,11 +94,13 @@ class Trainer:
                 self.engine.backward(loss * (self.world / labels))
                 self.seen += self._rows(step, micro, each)
             self.engine.step()
+            if self.world > 1:
+                torch.distributed.all_reduce(total)
+            if not torch.isfinite(total):
+                raise FloatingPointError(f"the loss is {float(total)}")
         except FloatingPointError as error:
             named = ", ".join(self.samples[index].id for index in batch)
             raise FloatingPointError(f"step {step + 1}: {error}; the batch holds chains {named}") from error
-        if self.world > 1:
-            torch.distributed.all_reduce(total)
         return {
             "step": step + 1,
             "epoch": self.plan.epoch_at(step),

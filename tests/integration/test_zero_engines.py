@@ -103,6 +103,23 @@ def train(rank, world, changes, folder=None):
     return run.facts()
 
 
+def break_one(rank, world, changes):
+    """What both ranks say of a loss that is not a number on one of them."""
+    run = Run(configured(**changes), rank, world)
+    whole = run.engine.forward
+
+    def forward(batch):
+        loss, each = whole(batch)
+        return loss * (float("nan") if rank == 1 else 1.0), each
+
+    run.engine.forward = forward
+    try:
+        run.trainer.step(0)
+    except FloatingPointError as error:
+        return str(error)
+    return ""
+
+
 def train_half(rank, world, changes, folder):
     run = Run(configured(**changes), rank, world).train(3)
     run.save(Path(folder))
@@ -190,6 +207,12 @@ def test_without_protection_a_run_is_that_of_the_plain_optimizer_bit_for_bit(tra
     assert none["norms"] == off["norms"]
     for name, weight in off["weights"].items():
         assert torch.equal(none["weights"][name], weight)
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_a_loss_that_is_not_finite_on_one_rank_ends_both(trained, zero):
+    for said in trained[0][f"broken {zero}"]:
+        assert said.startswith("step 1: the gradient is not finite; the batch holds chains ")
 
 
 @pytest.mark.parametrize("zero", [2, 3])
