@@ -158,17 +158,19 @@ WHOLE = {
 """Runs that save a checkpoint on their way, by stage and precision."""
 ON = [*((key, key[0]) for key in WHOLE), ((2, "float32"), 1), ((2, "float32"), 3), ((3, "float32"), 2)]
 """The checkpoints and the stages at which they are gone on from."""
+STAGES = (1, 2, 3)
 
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    """The folder, and both ranks' facts of all RUNS, of WHOLE, and of ON, in that order, from two processes."""
+    """The folder, and both ranks' facts of all RUNS, WHOLE, ON, and of what breaks, in that order, from two processes."""
     folder = tmp_path_factory.mktemp("zero")
     jobs = [
         (train, changes, str(folder / name) if name.startswith("stage") else None) for name, changes in RUNS.items()
     ]
     jobs += [(train_half, changes, _saved(folder, key)) for key, changes in WHOLE.items()]
     jobs += [(resume, {**WHOLE[key], "zero": zero}, _saved(folder, key)) for key, zero in ON]
+    jobs += [(break_one, {"zero": zero}) for zero in STAGES]
     return folder, on_two(folder, *jobs)
 
 
@@ -210,8 +212,8 @@ def test_without_protection_a_run_is_that_of_the_plain_optimizer_bit_for_bit(tra
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
-def test_a_loss_that_is_not_finite_on_one_rank_ends_both(trained, zero):
-    for said in trained[0][f"broken {zero}"]:
+def test_a_loss_that_is_not_finite_on_one_rank_ends_both(everything, zero):
+    for said in everything[1][-len(STAGES) :][zero - 1]:
         assert said.startswith("step 1: the gradient is not finite; the batch holds chains ")
 
 
@@ -238,7 +240,7 @@ def same(left, right):
 def halves(everything):
     """Runs that saved a checkpoint on their way, those that went on from one, and the checkpoints."""
     folder, found = everything
-    first = [ranks[0] for ranks in found[len(RUNS) :]]
+    first = [ranks[0] for ranks in found[len(RUNS) : -len(STAGES)]]
     saved = {key: _saved(folder, key) for key in WHOLE}
     return dict(zip(WHOLE, first, strict=False)), dict(zip(ON, first[len(WHOLE) :], strict=True)), saved
 
