@@ -163,7 +163,7 @@ STAGES = (1, 2, 3)
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    """The folder, and both ranks' facts of all RUNS, WHOLE, ON, and of what breaks, in that order, from two processes."""
+    """The folder, and both ranks' facts of RUNS, WHOLE, ON and of what breaks, in that order, from two processes."""
     folder = tmp_path_factory.mktemp("zero")
     jobs = [
         (train, changes, str(folder / name) if name.startswith("stage") else None) for name, changes in RUNS.items()
