@@ -54,8 +54,8 @@ def at_entropy(scores: np.ndarray, target: float) -> Rows:
     if not 0 < target < limit:
         raise ValueError(f"target entropy {target} is not between 0 and ln({scores.shape[1]}) = {limit:.3f}")
     spread = np.maximum(scores.std(1), 1e-12)
-    low, high = np.full(len(scores), -12.0), np.full(len(scores), 12.0)
-    for _ in range(60):
+    low, high = np.full(len(scores), -36.0), np.full(len(scores), 12.0)
+    for _ in range(70):
         middle = (low + high) / 2
         less = entropy(softmax(scores / (spread * np.exp(middle))[:, None], axis=1)) < target
         low, high = np.where(less, middle, low), np.where(less, high, middle)

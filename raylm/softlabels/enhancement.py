@@ -35,8 +35,9 @@ def at_entropy(scores: np.ndarray, allowed: np.ndarray, target: float) -> np.nda
     spread = np.sqrt((np.where(allowed, scores - mean[:, None], 0.0) ** 2).sum(1) / count)
     unit = np.where(allowed, scores - mean[:, None], -np.inf) / np.maximum(spread, 1e-12)[:, None]
     wanted = np.minimum(target, _REACH * np.log(np.maximum(count, 2)))
-    low, high = np.full(len(scores), -6.0), np.full(len(scores), 6.0)
-    for _ in range(40):
+    # Two nearly equal scores at the top part only at a temperature as small as their distance.
+    low, high = np.full(len(scores), -36.0), np.full(len(scores), 6.0)
+    for _ in range(60):
         middle = (low + high) / 2
         less = _entropy(_softmax(unit / np.exp(middle)[:, None])) < wanted
         low, high = np.where(less, middle, low), np.where(less, high, middle)
