@@ -39,7 +39,7 @@ def _starts(item):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item):
+def pytest_runtest_protocol(item, nextitem):
     """Pass over a test whose file another process has taken; it is reported there."""
     folder, taken = item.config.getoption("--share"), item.config.taken
     if folder and item.path not in taken:
@@ -48,7 +48,11 @@ def pytest_runtest_protocol(item):
             taken[item.path] = True
         except FileExistsError:
             taken[item.path] = False
-    return True if folder and not taken[item.path] else None
+    if not folder or taken[item.path]:
+        return None
+    # The test before left standing what this one would have needed; it goes with all that the next does not need.
+    item.session._setupstate.teardown_exact(nextitem)
+    return True
 
 
 @pytest.fixture(scope="session")

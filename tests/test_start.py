@@ -331,6 +331,19 @@ def test_two_processes_with_one_folder_run_every_test_once(tmp_path):
     assert {name.partition("::")[0] for name in passed} == set(files)
 
 
+def test_what_another_process_has_taken_leaves_nothing_standing(tmp_path):
+    files = ["tests/llm/test_stops.py", "tests/llm/test_sampling.py", "tests/search/test_steps.py"]
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / str(SCRIPT.parent.parent / files[1]).replace("/", "-")).touch()
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--share={folder}", "-vv", *files]
+    done = subprocess.run(command, cwd=SCRIPT.parent.parent, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout
+    assert "test_stops.py::" in done.stdout
+    assert "test_steps.py::" in done.stdout
+    assert "test_sampling.py::" not in done.stdout
+
+
 def test_a_stop_is_one_message_and_code_two(start, tmp_path, monkeypatch, capsys):
     (tmp_path / "env").mkdir()
     assert start.main(["--venv", str(tmp_path / "env"), "setup"]) == 2
