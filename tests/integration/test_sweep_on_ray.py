@@ -93,6 +93,7 @@ def test_a_killed_sweep_goes_on_and_its_best_config_runs_as_it_is(ray_cluster, t
         assert words in html
 
 
+@pytest.mark.slow
 def test_the_worst_are_stopped_early_and_optuna_learns_from_all(ray_cluster, texts, tmp_path):
     space = {"soft.kind": {"choice": ["none"]}, "head_lr": {"loguniform": [1e-6, 0.1]}}
     made = build(SweepConfig, settings(
@@ -110,6 +111,7 @@ def test_the_worst_are_stopped_early_and_optuna_learns_from_all(ray_cluster, tex
     assert sweeps.run(made) == manifest
 
 
+@pytest.mark.slow
 def test_a_population_goes_on_from_checkpoints_of_its_best(ray_cluster, texts, tmp_path):
     base = {"train": texts, "freeze": True, "epochs": 6, "batch_size": 4, "checkpoint_every": 1, "dev_share": 0.25}
     made = build(SweepConfig, settings(
@@ -128,6 +130,7 @@ def test_a_population_goes_on_from_checkpoints_of_its_best(ray_cluster, texts, t
         assert steps == list(range(1, len(steps) + 1))  # whole histories, wherever they began
 
 
+@pytest.mark.slow
 def test_trials_that_fail_are_named_and_too_many_refuse_the_sweep(ray_cluster, texts, tmp_path):
     base = {"train": texts, "freeze": True, "epochs": 1, "batch_size": 4, "max_overlong_share": 0.0, "max_failures": 0}
     space = {"max_length": {"grid": [4, 64]}}
