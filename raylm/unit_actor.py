@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
 import traceback
 from collections import Counter
@@ -30,7 +31,13 @@ _RESTARTS_WITHOUT_PROGRESS = 5
 class UnitActor:
     """Ray Data's callable."""
 
-    def __init__(self, worker: type[Worker], worker_args: dict[str, Any], store: Store, attempts: int) -> None:
+    def __init__(
+        self, worker: type[Worker], worker_args: dict[str, Any], store: Store, attempts: int, folder: str = ""
+    ) -> None:
+        """Construct the worker where `folder`, the driver's directory, is this process's too, if it is there."""
+        if folder:
+            with contextlib.suppress(OSError):  # on another machine relative paths mean what they mean there
+                os.chdir(folder)
         self.worker = worker(**worker_args)
         self.store, self.attempts = store, attempts
         self.deaths: Counter[str] = Counter()  # of the engine or the process, by the units in flight

@@ -246,6 +246,7 @@ def _stream(
             "worker_args": worker_args,
             "store": store,
             "attempts": compute.max_attempts,
+            "folder": os.getcwd(),
         },
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(

@@ -20,6 +20,9 @@ SUMS = "problems=[{name: chain_sum, part: train, limit: %d, seed: 1, params: {mi
 EXPLORE = ("engine={kind: scripted, model: micro, context: 512}", "search.rounds=30", "search.max_tokens=64")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def nodes():
     found = Nodes(cpus=1)

@@ -60,7 +60,7 @@ def start(tmp_path, data):
 def test_a_killed_sweep_goes_on_and_its_best_config_runs_as_it_is(ray_cluster, texts, tmp_path):
     out = tmp_path / "out"
     data = settings(
-        texts, out, space={"head_lr": {"choice": [1e-4, 3e-2, 1e-2]}}, search={"kind": "grid"},
+        texts, out, space={"head_lr": {"choice": [1e-4, 3e-2]}}, search={"kind": "grid"},
         objectives=["dev_nll", "loss"], max_concurrent=1,
     )  # fmt: skip
     job = start(tmp_path, data)
@@ -78,12 +78,12 @@ def test_a_killed_sweep_goes_on_and_its_best_config_runs_as_it_is(ray_cluster, t
     assert again.returncode == 0, printed
     assert {path: path.stat().st_mtime_ns for path in done} == before
     rows = trials(out)
-    assert [row["state"] for row in rows] == ["finished"] * 3
-    assert [row["point"]["head_lr"] for row in rows] == [1e-4, 3e-2, 1e-2]
-    assert len(list(out.glob("trials/*"))) == 3
+    assert [row["state"] for row in rows] == ["finished"] * 2
+    assert [row["point"]["head_lr"] for row in rows] == [1e-4, 3e-2]
+    assert len(list(out.glob("trials/*"))) == 2
     manifest = Store(str(out)).manifest()
     best = rows[manifest.figures["best_trial"]]
-    assert best["point"]["head_lr"] != 1e-4
+    assert best["point"]["head_lr"] == 3e-2
     taken = configs.load(ClassifierConfig, [str(out / "best.yaml")])
     assert (taken.head_lr, taken.train, taken.epochs) == (best["point"]["head_lr"], texts, 5)
     repeated = classifier.run(taken)
