@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from raylm.classify.config import ClassifierConfig
 from raylm.classify.run import Run
 from raylm.storage import Store
-from raylm.train import checkpoint
-from raylm.train.worker import saved
+from raylm.train.rank import Rank
 
 
 def train_loop(args: dict[str, Any]) -> None:
@@ -26,28 +18,11 @@ def train_loop(args: dict[str, Any]) -> None:
     """
     import ray.train
 
-    config, context = ClassifierConfig.model_validate(args["config"]), ray.train.get_context()
-    rank, world, root = context.get_world_rank(), context.get_world_size(), Path(args["root"])
-    torch.set_num_threads(max(1, int(config.cpus_per_worker)))
-    run = Run(config, args["model"], (rank, world), saved(root / "train"))
-    start = time.monotonic()
-
-    def on_step(row: dict[str, Any]) -> None:
-        if rank > 0:
-            return
-        if config.step_log:
-            with open(config.step_log, "a") as file:
-                file.write(json.dumps({"step": row["step"], "pid": os.getpid()}) + "\n")
-        done = (row["step"] - run.first) * config.batch_size
-        args["sink"].add.remote({**row, "texts_per_second": done / (time.monotonic() - start)})
-
-    def keep(step: int, state: dict[str, Any]) -> None:
-        with tempfile.TemporaryDirectory(prefix="raylm-checkpoint-", dir=os.environ.get("TMPDIR")) as folder:
-            checkpoint.save(Path(folder), rank, world, state)
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    run.train(on_step, keep)
-    log = run.finish(root / "model" if rank == 0 else None)
-    if rank == 0:
+    config = ClassifierConfig.model_validate(args["config"])
+    rank = Rank(args, config)
+    run = Run(config, args["model"], rank.place, rank.saved())
+    run.train(rank.teller("texts", run.first, config.batch_size), rank.keep)
+    log = run.finish(rank.root / "model" if rank.number == 0 else None)
+    if rank.number == 0:
         Store(args["root"]).write_json("log.json", log)
     ray.train.report({"step": run.steps})

@@ -19,19 +19,14 @@ from raylm.errors import UserError
 from raylm.sweep import space as spaces
 from raylm.sweep.config import SweepConfig
 from raylm.sweep.space import Point
+from raylm.train.job import Scaling
 
 
-class Sweepable(Protocol):
+class Sweepable(Scaling, Protocol):
     """Config of a stage that a sweep can wrap."""
 
     @property
     def out(self) -> str: ...
-    @property
-    def workers(self) -> int: ...
-    @property
-    def cpus_per_worker(self) -> float: ...
-    @property
-    def gpus_per_worker(self) -> float: ...
     def measures(self) -> dict[str, Direction]: ...
 
 
