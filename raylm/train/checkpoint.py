@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,3 +91,13 @@ def newest(root: Path) -> Path | None:
     found = [(step_of(folder), folder) for folder in root.glob("checkpoint_*") if folder.is_dir()]
     best = max(found, default=(-1, root))
     return best[1] if best[0] >= 0 else None
+
+
+def clear(root: Path) -> None:
+    """Delete what is directly under `root` and is no complete checkpoint: copies that a kill or a full disk cut short.
+
+    For one rank before training, when nothing is written.
+    """
+    for folder in root.glob("checkpoint_*"):
+        if folder.is_dir() and step_of(folder) < 0:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -109,15 +109,13 @@ def encode(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, confi
     """Samples with labels on the response and its stop token. Overlong rows are left out and counted by the caller.
 
     Raises:
-        UserError: too many rows are overlong, or a row has no label at all.
+        UserError: too many rows are overlong, or the chat template gives a row no token to train on.
     """
     samples: list[Sample] = []
     overlong: list[Sample] = []
     for row in rows:
         ids, labels = training_ids(tokenizer, row["messages"])
         sample = Sample(row["id"], ids, labels, row.get("task_name", ""))
-        if not sample.label_tokens:
-            raise UserError(f"chain {row['id']}: no token of its response is trained on")
         (samples if len(ids) <= config.max_length else overlong).append(sample)
     if len(overlong) > config.max_overlong_share * len(rows) or not samples:
         longest = max(overlong, key=lambda sample: len(sample.ids))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 from raylm import telemetry
@@ -64,6 +67,7 @@ def fit(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ensure_ray()
+    _drop_torn_snapshot(Path(arguments["root"]) / "train")
     # Where the driver is, so that it outlives any other node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     sink = ray.remote(num_cpus=0, scheduling_strategy=here)(_Sink).remote()
@@ -135,14 +139,33 @@ def _watch(sink: Any, progress: Progress, stop: threading.Event) -> None:
             return
 
 
+def _drop_torn_snapshot(folder: Path) -> None:
+    """Delete Ray Train's list of checkpoints where a kill or a full disk has cut it short: it would refuse to start.
+
+    Nothing is lost by that, as ranks look for the newest whole checkpoint themselves.
+    """
+    file = folder / "checkpoint_manager_snapshot.json"
+    try:
+        json.loads(file.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        file.unlink()
+
+
 def _cause(error: BaseException) -> BaseException:
-    """The worker's own error where it is one that the user can mend."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
+    """What a worker or Ray Train's controller died of, where it is something that the user can mend."""
+    failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+    for failure in failures:
         seen: BaseException | None = failure
         while seen is not None:
             cause = getattr(seen, "cause", None) or seen.__cause__
             if isinstance(seen, UserError):
                 return UserError(str(getattr(seen, "cause", None) or seen))
+            if isinstance(seen, OSError) and seen.errno == errno.ENOSPC:
+                return UserError(
+                    f"no space left on the disk ({seen}); free some and run the same command again: it goes on from the "
+                    "last whole checkpoint"
+                )
             seen = cause
     return error

@@ -51,6 +51,8 @@ class Rank:
         """The newest complete checkpoint below Ray Train's directory, or the one that it hands over."""
         import ray.train
 
+        if self.number == 0:
+            checkpoint.clear(self._train)
         newest = checkpoint.newest(self._train) if self._train.is_dir() else None
         if newest is not None:
             return newest

@@ -15,6 +15,7 @@ import ray
 from safetensors.torch import load_file, save_file
 
 from raylm.llm import models
+from raylm.train import checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -124,6 +125,32 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_the_batchs_name(tmp_pat
     assert "step 1: the gradient is not finite; the batch holds chains " in words
     assert "Traceback" not in printed
     assert not steps.exists()
+
+
+def test_a_full_disk_ends_the_run_and_the_checkpoints_before_stay(tmp_path, start):
+    """A disk of 4 MB, which holds two checkpoints and a part of the third; with room again, the same command goes on."""
+    data, disk, out, steps = chains(tmp_path / "chains.jsonl", 1), tmp_path / "disk", tmp_path / "out", tmp_path / "log"
+    settings = (*SETTINGS, f"chains={data}", f"step_log={steps}", "workers=1")
+    disk.mkdir()
+    script = 'mount -t tmpfs -o size=4m tmpfs "$1" && "${@:3}"; code=$?; cp -r "$1/out" "$2"; exit $code'
+    command = [sys.executable, "-m", "jobs.finetune", *settings, f"out={disk / 'out'}", "max_failures=0"]
+    full = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "bash", "-c", script, "full", disk, out, *command],
+        cwd=ROOT, env={**os.environ, "RAY_ADDRESS": "local"}, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert full.returncode == 2, full.stderr
+    words = " ".join(full.stderr.split())
+    assert "no space left " in words  # for the checkpoint, or for the notes that Ray Train keeps beside it
+    assert "free some and run the same command again" in words
+    assert "Traceback" not in full.stderr
+    stored = checkpoint.step_of(checkpoint.newest(out / "train"))
+    assert stored in {2, 4}
+    before = len(steps.read_text().splitlines())
+    finished(start(*settings, f"out={out}"))
+    rest = [json.loads(line)["step"] for line in steps.read_text().splitlines()[before:]]
+    assert rest == list(range(stored + 1, 25))
+    left = [folder for folder in (out / "train").glob("checkpoint_*") if checkpoint.step_of(folder) < 0]
+    assert not left  # what was cut short is gone
 
 
 def test_tasks_in_a_row_with_all_that_watches_them(tmp_path, start):

@@ -93,11 +93,11 @@ def _model(body: Any, encoder: Encoder, config: RetrieverConfig) -> Any:
         Encoder.load(config.model, max_length=config.max_length).save(folder)
         plain = SentenceTransformer(folder, device="cpu")
     if not config.adapter:
-        plain[0].auto_model = encoder.model
+        plain[0].model = encoder.model
         return plain
     held = _shallow(body, torch.nn.ModuleList())
     held._modules["embeddings"] = Kept(body.eval(), 8.0, body.config.pad_token_id)
-    plain[0].auto_model = held.requires_grad_(False)
+    plain[0].model = held.requires_grad_(False)
     dense = models.Dense(encoder.dimension, encoder.dimension, bias=False, activation_function=torch.nn.Identity())
     torch.nn.init.eye_(dense.linear.weight)
     return SentenceTransformer(modules=[plain[0], plain[1], dense, plain[2]], device="cpu")
