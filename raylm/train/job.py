@@ -164,8 +164,8 @@ def _cause(error: BaseException) -> BaseException:
                 return UserError(str(getattr(seen, "cause", None) or seen))
             if isinstance(seen, OSError) and seen.errno == errno.ENOSPC:
                 return UserError(
-                    f"no space left on the disk ({seen}); free some and run the same command again: it goes on from the "
-                    "last whole checkpoint"
+                    f"no space left on the disk ({seen}); free some and run the same command again: it goes on from "
+                    "the last whole checkpoint"
                 )
             seen = cause
     return error
