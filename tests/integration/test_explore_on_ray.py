@@ -10,12 +10,18 @@ import time
 
 import psutil
 import pytest
+import torch
 
 from raylm.config import build, to_yaml
 from raylm.errors import UserError
+from raylm.llm import models
 from raylm.records import Tree, from_table
 from raylm.search.config import ExploreConfig
 from raylm.search.explore import run
+from raylm.srm import backbone
+from raylm.srm.config import BranchConfig, FusionConfig
+from raylm.srm.model import RewardModel
+from raylm.srm.structure import Structure
 from raylm.storage import Store
 
 PROBLEMS = 12
@@ -154,8 +160,20 @@ def test_overlapping_expansions_survive_a_killed_actor_too(ray_cluster, tmp_path
     assert data_files(struck) == data_files(calm)
 
 
-def test_a_reward_model_stands_in_for_the_verifier(ray_cluster, tmp_path, classifier):
-    value = {"verifier": 0, "reward_model": 1, "model": str(classifier)}
+@pytest.fixture(scope="module")
+def structural(tmp_path_factory):
+    """A structural reward model on the micro model, with weights as they are drawn."""
+    torch.manual_seed(0)
+    branches = [BranchConfig(name="quality"), BranchConfig(name="arithmetic", kind="tool")]
+    body = backbone.load(models.resolve("micro").path, max_length=512)
+    path = tmp_path_factory.mktemp("structural") / "model"
+    RewardModel(Structure(body, branches, FusionConfig()), "structural", "").save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["classifier", "structural"])
+def test_a_reward_model_stands_in_for_the_verifier(ray_cluster, tmp_path, request, kind):
+    value = {"verifier": 0, "reward_model": 1, "model": str(request.getfixturevalue(kind))}
     search = {"strategy": "beam", "rounds": 3, "samples": 3, "beam": 2, "value": value}
     problems = [{**SUMS, "limit": 3}]
     manifest = run(config(tmp_path / "explore", search=search, problems=problems))

@@ -23,6 +23,12 @@ def forgetting(run: Run) -> float:
     return float(np.mean([max(looks.values()) - looks[max(looks)] for looks in run["looks"].values()]))
 
 
+def untrained(run: Run) -> Run:
+    """The model that a run starts from, as a run: it has forgotten nothing and has not moved."""
+    looks = {name: dict.fromkeys(found, found[min(found)]) for name, found in run["looks"].items()}
+    return {**run, "looks": looks, "distance": 0.0}
+
+
 def learned(run: Run) -> float:
     """Plasticity: mean over the tasks of a sequence of the share got right when its own training ends."""
     return float(np.mean([run["looks"][task][end] for task, end in run["ends"].items()]))
@@ -78,12 +84,14 @@ def difference(runs: Sequence[Run], arm: str, other: str, measure: str) -> Figur
 def beyond_front(runs: Sequence[Run], arm: str, front: Sequence[str], at: Callable[[Run], float] = learned) -> Figure:
     """How much less an arm forgets than the front where `at` is the same; positive is better than the front.
 
-    The front is that of `front` arms, the learning rates, in the same seed and order: forgetting against plasticity,
-    or against the distance moved, linear between its points and constant beyond its ends.
+    The front is that of `front` arms, the learning rates, and of the untrained model, in the same seed and order:
+    forgetting against plasticity, or against the distance moved, linear between its points and constant beyond its
+    ends.
     """
     gaps = []
     for key, own in sorted(by_key(runs, arm).items()):
-        points = sorted((at(run), forgetting(run)) for other in front for run in [by_key(runs, other)[key]])
+        others = [by_key(runs, other)[key] for other in front]
+        points = sorted((at(run), forgetting(run)) for run in (untrained(own), *others))
         expected = np.interp(at(own), [x for x, _ in points], [y for _, y in points])
         gaps.append(float(expected) - forgetting(own))
     return interval(gaps)

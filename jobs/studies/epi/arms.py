@@ -18,9 +18,9 @@ def at_rates(name: str, *rates: float, **changes: Any) -> dict[str, dict[str, An
     return {f"{name}_{rate}": isolated(rate, **changes) for rate in rates}
 
 
-RATES = (1.0, 0.3)
+RATES = (1.0, 0.3, 0.1)
 FAMILIES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "tuned_lr": {"full": OFF} | {f"lr_{f}": {**OFF, "lr_factor": f} for f in (0.5, 0.25, 0.1)},
+    "tuned_lr": {"full": OFF} | {f"lr_{f}": {**OFF, "lr_factor": f} for f in (0.5, 0.25, 0.1, 0.05)},
     "epi": {
         **at_rates("epi_0.05", 1.0, protect=0.05, measure_noise=True),
         **at_rates("epi_0.5", *RATES, measure_noise=True),

@@ -190,6 +190,8 @@ def summarise(
 
 def _compared(tier: Tier, rows: Sequence[dict[str, Any]], chosen: dict[str, str]) -> dict[str, analysis.Figure]:
     sequences, found = _sequences(rows), {}
+    start = [{**analysis.untrained(run), "arm": "untrained"} for run in sequences]
+    found["final_untrained"] = analysis.mean(start, "untrained", "final")
     for name, arm in [*((arm, arm) for arm in tier.front), *chosen.items()]:
         for measure in analysis.MEASURES:
             found[f"{measure}_{name}"] = analysis.mean(sequences, arm, measure)

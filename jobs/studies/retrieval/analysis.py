@@ -64,7 +64,11 @@ def summarise(
         for loss in tier.backbones:
             for soft in sorted({soft for name, soft in each if name == loss} - {"le"}):
                 gap = each[loss, "le"] - each[loss, soft]
-                found[f"{loss}_le_minus_{soft}{suffix}"] = interval(gap)
+                other = "bm25_scores" if soft == "bm25" else soft  # BM25 as a retriever has its own difference
+                found[f"{loss}_le_minus_{other}{suffix}"] = interval(gap)
+            if (loss, "grades") in each:
+                gap = each[loss, "grades"] - each[loss, "none"]
+                found[f"{loss}_grades_minus_none{suffix}"] = interval(gap)
     found["ndcg10_le"] = max((found[f"ndcg10_{loss}_le"] for loss in tier.backbones), key=lambda item: item[0])
     for row in (row for row in rows if row["loss"] == "agreement" and row["size"] == tier.sizes[0]):
         for name in SCORED:
