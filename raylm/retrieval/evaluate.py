@@ -29,7 +29,7 @@ BATCH = 256
 """Queries that are ranked at a time."""
 _PIECES = 3
 """Times as many pieces as documents that a chunked index is asked for."""
-QUERIES, RUN = "data/queries.parquet", "data/run.trec"
+QUERIES, RUN, PARTS = "data/queries.parquet", "data/run.trec", "parts"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def run(config: EvaluateRetrievalConfig) -> Manifest:
     stage = StageRun("evaluate_retrieval", config, config.out, inputs)
     if stage.finished is None:
         start = time.monotonic()
-        rankings = ranked(collection, config, asked.queries)
+        rankings = ranked(collection, config, asked.queries, stage.store)
         _finish(stage, config, asked, rankings, baseline=baseline, seconds=time.monotonic() - start)
     report.for_stage("evaluate_retrieval", stage.store, {"baseline": baseline.store} if baseline else None)
     assert stage.finished is not None
@@ -87,19 +87,29 @@ def ask(collection: Collection, config: EvaluateRetrievalConfig) -> Asked:
     return Asked({query: texts[query] for query in kept}, kept, left_out)
 
 
-def ranked(collection: Collection, config: EvaluateRetrievalConfig, queries: dict[str, str]) -> dict[str, list[Hit]]:
-    """Query id to its documents, best first."""
+def ranked(
+    collection: Collection, config: EvaluateRetrievalConfig, queries: dict[str, str], store: Store
+) -> dict[str, list[Hit]]:
+    """Query id to its documents, best first.
+
+    Every batch is kept in the store until the end, so that a killed run goes on behind the last one.
+    """
     if config.run:
         found = read_run(_bytes(config.run, "run").decode("utf-8", "replace"), config.run)
         return {query: found[query][: config.depth] for query in queries if query in found}
-    ask_for = _asker(collection, config)
     names, rankings = list(queries), dict[str, list[Hit]]()
-    with Progress("evaluate-retrieval", len(names), "queries") as progress:
-        for start in range(0, len(names), BATCH):
-            part = names[start : start + BATCH]
-            rankings |= dict(zip(part, ask_for([queries[name] for name in part]), strict=True))
+    for file in store.names(PARTS):
+        rankings |= {query: [Hit(*hit) for hit in hits] for query, hits in store.read_json(f"{PARTS}/{file}").items()}
+    rest = [name for name in names if name not in rankings]
+    ask_for = _asker(collection, config) if rest else None
+    with Progress("evaluate-retrieval", len(rest), "queries") as progress:
+        for start in range(0, len(rest), BATCH):
+            part = rest[start : start + BATCH]
+            found = dict(zip(part, ask_for([queries[name] for name in part]), strict=True))  # type: ignore[misc]
+            rankings |= found
+            store.write_json(f"{PARTS}/{len(rankings):09d}.json", found)
             progress.advance(len(part))
-    return rankings
+    return {name: rankings[name] for name in names}
 
 
 def documents_of(hits: Sequence[Hit], depth: int) -> list[Hit]:
@@ -179,6 +189,7 @@ def _finish(
         {"name": model["name"], "revision": model["hash"]} if model else {"name": "BM25" if not config.run else "run"}
     )
     timing = {"seconds": seconds, "queries_per_second": len(asked.queries) / max(seconds, 1e-9)}
+    store.remove(PARTS)
     stage.finish(len(asked.queries), timing=timing, model=said, figures=figures)
 
 

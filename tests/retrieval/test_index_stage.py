@@ -112,6 +112,52 @@ def test_rankings_are_measured_compared_and_kept(collection, index, tmp_path):
     assert "Against the baseline" in Path(for_artefact(str(tmp_path / "again"))).read_text()
 
 
+def test_a_killed_evaluation_goes_on_behind_its_last_batch(collection, tmp_path, monkeypatch):
+    """The third batch of one query ends the process; what the first two found is not looked for again."""
+    monkeypatch.setattr(evaluate, "BATCH", 1)
+    plain, asked = evaluate._asker, []
+
+    def counting(dies_at):
+        def make(*arguments):
+            ask = plain(*arguments)
+
+            def search(texts):
+                if len(asked) == dies_at:
+                    raise KeyboardInterrupt
+                asked.extend(texts)
+                return ask(texts)
+
+            return search
+
+        return make
+
+    expected = evaluated(collection, tmp_path, "whole", mode="bm25")
+    monkeypatch.setattr(evaluate, "_asker", counting(dies_at=2))
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(collection, tmp_path, "killed", mode="bm25")
+    monkeypatch.setattr(evaluate, "_asker", counting(dies_at=-1))
+    found = evaluated(collection, tmp_path, "killed", mode="bm25")
+    assert sorted(asked) == sorted(Collection(collection).queries().values())
+    assert found.outputs == expected.outputs
+    assert not Store(str(tmp_path / "killed")).names("parts")
+
+
+def test_a_document_in_pieces_is_ranked_where_its_best_piece_is(tmp_path, tiny):
+    """The one relevant document is the second piece of a long one, whose other pieces are far from the query."""
+    pieces = {"long#0": WORDS[3], "long#1": WORDS[0], "long#2": WORDS[4], "other": WORDS[1]}
+    data = write(tmp_path / "data", {"long": "x", "other": WORDS[1]}, {"q": WORDS[0]}, ["q\tlong\t1"])
+    encoder = Encoder.load(tiny)
+    built = Index.build(list(pieces), list(pieces.values()), encoder.encode(list(pieces.values())),
+                        source=Source.of(encoder, tiny))  # fmt: skip
+    built.facts["chunked"] = True
+    built.save(str(tmp_path / "index"))
+    for mode in ("dense", "bm25"):
+        evaluated(data, tmp_path, mode, mode=mode, index=str(tmp_path / "index"))
+        (row,) = Store(str(tmp_path / mode)).read_table("data/queries.parquet").to_pylist()
+        assert row["first_relevant"] == 1
+        assert row["found"].count("long") == 1
+
+
 def test_a_judged_query_without_a_ranking_lowers_the_mean(collection, tmp_path):
     (tmp_path / "run.trec").write_text("q0 Q0 d0 1 1.0 t\nq1 Q0 d1 1 1.0 t\n")
     found = evaluated(collection, tmp_path, "out", run=str(tmp_path / "run.trec"))
