@@ -33,6 +33,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "A0_keep_form": ("flat", {"method": "rejection", "pairs": {**FORM, "keep": 0.6}, **ALL}),
     "A1_best_path": ("mcts", {"method": "best_path"}),
     "A1_best_value": ("mcts", {"method": "best_path", "pairs": {"anchor": "best_value"}}),
+    "A2_analyst_only": ("flat", {"method": "rejection", "filters": {"max_per_problem": 1}}),
     "A3_good_only": ("mcts", {"method": "good_only", "pairs": FORM}),
     "A4_crps": ("mcts", {**CONTRAST, "pairs": FORM}),
     "A4_fewest_steps": ("mcts", CONTRAST),
@@ -50,9 +51,10 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name to (whose trees, what differs in the synthesis).
 
 A1 and A4_released take the shortest right path as the anchor, as the released code does. A0_best_form chooses by form
-among independent samples: what remains of A4 without a search and without pairs; A0_keep_form takes all right ones but
-those of a poor form. A3 and A5 reflect in text, so that A4_check is what they compare with. A2 needs a language model
-that can be told what to write, which the micro tier has not. A7 keeps A0's chains of the problems that A4 has some of.
+among independent samples: what remains of A4 without a search and without pairs; A0_keep_form takes all right ones
+but those of a poor form. A2 is a solution that the analyst writes from the problem alone, kept where it is right: the
+analyst is the policy itself here, so it is one independent sample. A3 and A5 reflect in text, so that A4_check is
+what they compare with. A7 keeps A0's chains of the problems that A4 has some of.
 """
 
 

@@ -1,7 +1,7 @@
 """Does contrast beat filtering?
 
-    python -m jobs.studies.crps.run [--tier micro|real] [--seeds 0 1 2] [--rows-only] [--again] [--threads N]
-        [--out runs/studies]
+    python -m jobs.studies.crps.run [--tier micro|real] [--seeds 0 1 2] [--arms NAME ...] [--rows-only] [--again]
+        [--threads N] [--out runs/studies]
 
 Each seed has its own problems, searches and test questions, and in the micro tier its own half-trained model; the real
 tier tunes SmolLM2-135M, and reads MAWPS and SVAMP below ${RAYLM_DATA}. All arms share a seed's problems, and both kinds
@@ -19,7 +19,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from raylm.train.model import build_model
 
 DIFFERENCES = {
     "crps_minus_rejection": ("A4_crps", "A0_rejection"),
+    "crps_minus_analyst_only": ("A4_crps", "A2_analyst_only"),
     "crps_minus_best_path": ("A4_crps", "A1_best_path"),
     "crps_minus_best_value": ("A4_crps", "A1_best_value"),
     "crps_minus_same_problems": ("A4_crps", "A7_rejection_same"),
@@ -62,7 +63,7 @@ DIFFERENCES = {
 SUITES = ("in_domain", "out_of_domain")
 
 
-def main(tier: Tier, seeds: Sequence[int], out: Path, rows_only: bool) -> None:
+def main(tier: Tier, seeds: Sequence[int], out: Path, rows_only: bool, arms: Sequence[str] = ()) -> None:
     """Make what is missing, and write the result unless other seeds are still to come."""
     out = out / tier.name
     out.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ def main(tier: Tier, seeds: Sequence[int], out: Path, rows_only: bool) -> None:
         file = out / f"rows-{seed}.jsonl"
         found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         done = {(row["arm"], row["by"], row["n"]) for row in found}
-        for row in _seed(tier, seed, out, done):
+        for row in _seed(tier, seed, out, done, arms):
             found.append(row)
             with file.open("a") as sink:
                 sink.write(json.dumps(row) + "\n")
@@ -91,18 +92,19 @@ def write(tier: Tier, seeds: Sequence[int], rows: list[dict[str, Any]] | None = 
     print(results.write(name, figures, rows, intervals=intervals, seeds=seeds))
 
 
-def _seed(tier: Tier, seed: int, out: Path, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    """All runs of one seed that are not done."""
+def _seed(
+    tier: Tier, seed: int, out: Path, done: set[tuple[Any, ...]], arms: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """All runs of one seed that are not done, of some arms or of all; and how many chains each arm has."""
     suites, pool = tier.material(seed, tier.count)
     base = tier.base(out, seed)
-    trees = {
-        name: _searched(tier, out, name, base, pool, strategy, seed)
-        for name, strategy in (("mcts", "mcts"), ("flat", "best_of_n"))
-    }
+    trees = Searches(lambda name: _searched(tier, out, name, base, pool, seed))
     if ("base", "n", 0) not in done:
         yield {"seed": seed, "arm": "base", "by": "n", "n": 0, "chains": 0, **_right(tier, base, suites)}
-    for arm in tier.arms:
+    for arm in arms or tier.arms:
         found = chains(tier, arm, trees, seed)
+        if not any(each[:2] == (arm, "pool") for each in done):
+            yield {"seed": seed, "arm": arm, "by": "pool", "n": len(found), "chains": len(found)}
         for by, n, part in _parts(tier, arm, found, trees[ARMS[arm][0]], seed):
             if (arm, by, n) in done or not part:
                 continue
@@ -129,9 +131,27 @@ def _parts(
             yield "share", round(1000 * share), within_tokens(pool, trees, int(total * share))
 
 
+class Searches(dict[str, list[Tree]]):
+    """The trees of a seed by the name of the search, made when an arm first asks for them."""
+
+    def __init__(self, make: Callable[[str], list[Tree]]) -> None:
+        """Make missing ones by `make(name)`."""
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, name: str) -> list[Tree]:
+        """Search, and keep."""
+        self[name] = self.make(name)
+        return self[name]
+
+
+STRATEGIES = {"mcts": "mcts", "flat": "best_of_n"}
+
+
 def _searched(  # noqa: PLR0917
-    tier: Tier, out: Path, name: str, base: Path, pool: Sequence[Problem], strategy: str, seed: int
+    tier: Tier, out: Path, name: str, base: Path, pool: Sequence[Problem], seed: int
 ) -> list[Tree]:
+    strategy = STRATEGIES[name]
     store, file = Store(str(out)), f"trees-{name}-{seed}.parquet"
     if not store.exists(file):
         start = time.monotonic()
@@ -184,6 +204,9 @@ def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str,
             for suite in SUITES:
                 values = [value for row in group for value in row[suite]]
                 figures[f"{suite}_{row_key[0]}_{axis}_{row_key[1]}"] = sum(values) / len(values)
+    for arm in sorted({row["arm"] for row in rows if row["by"] == "pool"}):
+        counts = [row["chains"] for row in rows if (row["arm"], row["by"]) == (arm, "pool")]
+        figures[f"chains_{arm}"] = sum(counts) / len(counts)
     by_size = [row for row in rows if row["by"] == "n"]
     sizes = sorted({row["n"] for row in by_size if row["arm"] == "A4_crps"})
     common = [size for size in sizes if _complete(by_size, "A4_crps", size)]
@@ -218,6 +241,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tier", choices=TIERS, default="micro")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[], help="only run these; all by default")
     parser.add_argument("--rows-only", action="store_true", help="run these seeds and write no result")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process")
     parser.add_argument("--out", type=Path, default=Path("runs/studies"))
@@ -227,4 +251,4 @@ if __name__ == "__main__":
     if options.again:
         write(TIERS[options.tier], options.seeds)
         raise SystemExit
-    main(TIERS[options.tier], options.seeds, options.out, options.rows_only)
+    main(TIERS[options.tier], options.seeds, options.out, options.rows_only, options.arms)

@@ -49,8 +49,8 @@ FEW = (64, 256)
 """Sizes of the arms that only say which part of A4 makes the difference."""
 MANY = (64, 128, 256, 512)
 PARTS = (
-    "A1_best_value", "A3_good_only", "A4_fewest_steps", "A4_released", "A4_check", "A4_full", "A5_shuffled",
-    "A6_random_pairs", "A6_hard_only", "A6_soft_only", "A7_rejection_same", "correction",
+    "A1_best_value", "A2_analyst_only", "A3_good_only", "A4_fewest_steps", "A4_released", "A4_check", "A4_full",
+    "A5_shuffled", "A6_random_pairs", "A6_hard_only", "A6_soft_only", "A7_rejection_same", "correction",
 )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ REAL = Tier(
     arms={
         "A0_rejection": (16, 32, 64, 128, 256),
         **dict.fromkeys(("A4_crps", "A4_check"), (32, 64)),
-        **dict.fromkeys(("A0_best_form", "A1_best_path", "A4_fewest_steps", "A5_shuffled"), (64,)),
+        **dict.fromkeys(("A0_best_form", "A1_best_path", "A2_analyst_only", "A4_fewest_steps", "A5_shuffled"), (64,)),
     },
     shares=(),
     tuning={
