@@ -3,10 +3,10 @@
     python -m jobs.bench.reward [--texts N] [--judged N] [--tokens N] [--repeats N] [--threads N]
 
 Five branches over the plain classifier of the same encoder: the same texts, batches and padding, tokenization counted
-in both. The judge is SmolLM2-135M-Instruct, which reads a pair and reasons before it names the better response; all of
-its tokens count. Pairs are human preferences between answers ($RAYLM_DATA, reward_pairs/qa_feedback_dev), whose
-passages are left out so that the small judge can read them. Seconds are those of the CPU, so that other work on the
-machine does not count: leave threads at 1.
+in both. The judge is SmolLM2-135M-Instruct, which reads a pair and reasons before it names the better response; all
+of its tokens count. Where it has named none after --tokens, it is made to. Pairs are human preferences between
+answers ($RAYLM_DATA, reward_pairs/qa_feedback_dev), whose passages are left out so that the small judge can read
+them. Seconds are those of the CPU, so that other work on the machine does not count: leave threads at 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from jobs import results
 from raylm.llm import chat, engine, models
 from raylm.llm.config import EngineConfig
-from raylm.llm.protocol import Sampling
+from raylm.llm.protocol import Engine, Sampling
 from raylm.srm import backbone
 from raylm.srm.config import DEFAULT_BRANCHES, BranchConfig, FusionConfig
 from raylm.srm.model import BATCH, RewardModel
@@ -68,7 +68,8 @@ def main(options: argparse.Namespace) -> None:
     tokens = arms["default"].structure.backbone  # type: ignore[union-attr]
     facts = {
         "judge_tokens_a_pair": judged["tokens"] / options.judged, "judge_accuracy": judged["accuracy"],
-        "judge_undecided": judged["undecided"] / options.judged, "judged_pairs": options.judged,
+        "judge_undecided": judged["undecided"] / options.judged, "judge_forced": judged["forced"] / options.judged,
+        "judged_pairs": options.judged,
         "tokens_a_pair": 2 * sum(len(tokens.tokenize(*text).ids) for text in texts) / len(texts),
     }  # fmt: skip
     print(results.write("bench/results/reward", figures | facts, [*rows, judged], intervals=intervals, seeds=[0]))
@@ -118,18 +119,33 @@ async def _judge(pairs: Sequence[dict[str, Any]], tokens: int, threads: int) -> 
         asked = ASKED.format(prompt=row["prompt"], first=first, second=second)
         requests.append(chat.prompt_ids(model.tokenizer, [{"role": "user", "content": asked}]))
     start = time.process_time()
-    sampling = Sampling(temperature=0.0, max_tokens=tokens)
-    said = await asyncio.gather(*(model.generate(request, sampling) for request in requests))
+    said = await asyncio.gather(*(_judged(model, request, tokens) for request in requests))
     seconds = time.process_time() - start
     await model.close()
-    verdicts = [re.findall(r"[Bb]etter:?\s*(?:[Rr]esponse\s*)?([AB])", each.completions[0].text) for each in said]
-    right = [1.0 if found and (found[-1] == "A") == bool(number % 2) else 0.0 for number, found in enumerate(verdicts)]
-    undecided = sum(not found for found in verdicts)
+    right = [0.5 if not choice else float((choice == "A") == bool(n % 2)) for n, (choice, *_) in enumerate(said)]
     return {
-        "seconds": seconds, "undecided": undecided, "accuracy": (sum(right) + 0.5 * undecided) / len(pairs),
-        "tokens": sum(each.prompt_tokens + each.generated_tokens for each in said),
-        "generated": sum(each.generated_tokens for each in said),
+        "seconds": seconds, "undecided": sum(not choice for choice, *_ in said), "accuracy": sum(right) / len(pairs),
+        "forced": sum(forced for _, forced, *_ in said), "tokens": sum(each[2] for each in said),
+        "generated": sum(each[3] for each in said),
     }  # fmt: skip
+
+
+async def _judged(model: Engine, request: list[int], tokens: int) -> tuple[str, bool, int, int]:
+    """Verdict on a pair, whether it was asked for, and tokens read or written, and written.
+
+    A judge that has reached no verdict after its tokens is made to name one: its reasoning is ended for it. What it
+    read before is not counted twice.
+    """
+    first = await model.generate(request, Sampling(temperature=0.0, max_tokens=tokens))
+    found = re.findall(r"[Bb]etter:?\s*(?:[Rr]esponse\s*)?([AB])\b", first.completions[0].text)
+    spent, written = first.prompt_tokens + first.generated_tokens, first.generated_tokens
+    if found:
+        return found[-1], False, spent, written
+    more = model.tokenizer.encode("\nBetter: Response", add_special_tokens=False)
+    thought = [token for token in first.completions[0].token_ids if token != model.tokenizer.eos_token_id]
+    last = await model.generate([*request, *thought, *more], Sampling(temperature=0.0, max_tokens=1))
+    named = re.match(r"\s*([AB])", last.completions[0].text)
+    return named[1] if named else "", True, spent + len(more) + last.generated_tokens, written + last.generated_tokens
 
 
 def _pairs(count: int) -> list[dict[str, Any]]:
@@ -144,7 +160,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--judged", type=int, default=36)
-    parser.add_argument("--tokens", type=int, default=64, help="that the judge may generate for a pair")
+    parser.add_argument("--tokens", type=int, default=128, help="of reasoning that the judge may generate for a pair")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
