@@ -72,8 +72,9 @@ class FusionConfig(Config):
     kind: Literal["additive", "text"] = "additive"
     """additive: a sum of branches, weighed by the prompt, of which every part is the branch's exact share; text: a
     scalar head reads prompt, branches' texts and response in a second pass."""
-    gate: Literal["prompt", "constant"] = "prompt"
-    """Additive: whether weights depend on the prompt."""
+    gate: Literal["auto", "prompt", "constant"] = "auto"
+    """Additive: whether weights depend on the prompt. auto lets them where that lowers the loss on held-out training
+    prompts, which takes many prompts."""
     gate_rank: int = Field(8, ge=1)
     """Additive: directions of the prompt that weights depend on."""
     dropout: float = Field(0.15, ge=0, lt=1)

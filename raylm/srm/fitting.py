@@ -7,7 +7,7 @@ import torch
 
 from raylm.srm import losses
 from raylm.srm.data import Part
-from raylm.srm.fusion import TextFusion
+from raylm.srm.fusion import Fusion, TextFusion
 from raylm.srm.material import Material
 
 DRAWS = 3
@@ -47,8 +47,9 @@ def branch_loss(
 
 
 def fusion_loss(
-    material: Material, values: torch.Tensor, part: Part, own: np.ndarray, *, count: int, epoch: int = -1
-) -> torch.Tensor:
+    material: Material, values: torch.Tensor, part: Part, own: np.ndarray, *, count: int, epoch: int = -1,
+    fusion: Fusion | None = None,
+) -> torch.Tensor:  # fmt: skip
     """What the fusion is trained by: Bradley-Terry on its scores, with branches left out at random.
 
     Args:
@@ -56,8 +57,10 @@ def fusion_loss(
         own: pairs of this rank, as places in the part.
         count: of all ranks.
         epoch: -1 outside training: no branch is left out.
+        fusion: the structure's own where none is given.
     """
-    config, fusion, device = material.config, material.structure.fusion, material.device
+    config, device = material.config, material.device
+    fusion = fusion or material.structure.fusion
     pairs = part.pairs[own]
     if not len(pairs):
         return torch.zeros((), device=device)

@@ -66,6 +66,8 @@ class AdditiveFusion(Fusion):
     gate is a softmax over all weights; here each is free, or positive by softplus (I).
     """
 
+    gated: torch.Tensor
+
     def __init__(self, specs: Sequence[BranchConfig], config: FusionConfig, context: int) -> None:
         """Begin with equal weights that no prompt changes.
 
@@ -77,7 +79,8 @@ class AdditiveFusion(Fusion):
         start = torch.where(self.rises, torch.tensor(1.0 / max(1, len(specs))).expm1().log(), torch.tensor(0.0))
         self.weight, self.bias = nn.Parameter(start), nn.Parameter(torch.zeros(()))
         self.gate: nn.Sequential | None = None
-        if config.gate == "prompt":
+        self.register_buffer("gated", torch.ones(()))  # 0 where training has found that a gate does not help
+        if config.gate != "constant":
             down, up = (
                 nn.Linear(context, config.gate_rank, bias=False),
                 nn.Linear(config.gate_rank, len(specs), bias=False),
@@ -89,7 +92,7 @@ class AdditiveFusion(Fusion):
         """Weights of all branches for prompts, [batch, branches]."""
         free = self.weight.expand(len(contexts), -1)
         if self.gate is not None:
-            free = free + self.gate(contexts.clamp(-5.0, 5.0) / contexts.shape[1] ** 0.5)
+            free = free + self.gated * self.gate(contexts.clamp(-5.0, 5.0) / contexts.shape[1] ** 0.5)
         return torch.where(self.rises, nn.functional.softplus(free), free)
 
     def forward(self, inputs: Inputs, values: torch.Tensor, explain: bool = True) -> Fused:

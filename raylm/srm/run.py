@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from raylm.errors import UserError
-from raylm.srm import backbone, calibration, diagnosis, fitting, phases
+from raylm.srm import backbone, calibration, diagnosis, fitting, gating, phases
 from raylm.srm.config import RewardConfig
 from raylm.srm.data import Data, Part, fold_of, load, ranged
-from raylm.srm.fusion import TextFusion
+from raylm.srm.fusion import AdditiveFusion, TextFusion
 from raylm.srm.material import Known, Material
 from raylm.srm.model import RewardModel
 from raylm.srm.phases import Phase
@@ -67,6 +67,8 @@ class Run:
         self.looks: list[dict[str, Any]] = []
         """phase, epoch, loss on the training set's last batch and on dev; a row an epoch."""
         self.best: dict[str, torch.Tensor] = {}
+        self.gate: dict[str, float] = {}
+        """Loss on held-out training prompts by kind of gate, nats a pair, where the gate was to be chosen."""
         if saved is not None:
             self._restore(checkpoint.load(saved)[0])
 
@@ -143,7 +145,7 @@ class Run:
             "values": self.values,
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
-            "log": json.dumps([self.rows, self.looks]),
+            "log": json.dumps([self.rows, self.looks, self.gate]),
         }
 
     def finish(self, folder: Path | None) -> dict[str, Any]:
@@ -165,6 +167,7 @@ class Run:
             "looks": self.looks,
             "counts": {name: {"pairs": len(own.pairs), "ratings": len(own.rated)} for name, own in named},
             "cut": {"prompts": self.material.features.cut_prompts, "responses": self.material.features.cut_responses},
+            "gate": self.gate,
             "overlaps": self.data.overlaps,
             "contradictions": self.data.contradictions,
         }
@@ -235,6 +238,7 @@ class Run:
             self.structure.load_state_dict(fresh, strict=False)
         if phase.kind == "fusion":
             self._refer()
+            self._try_gate(phase)
         self.optimizer = phases.optimizer(self.structure, phase, self.config)
 
     def _end(self, phase: Phase) -> None:
@@ -261,6 +265,14 @@ class Run:
             raw = self.material.second(-1, self.values)[places]
             fusion.center.copy_(raw.mean(0))
             fusion.deviation.copy_(raw.std(0).clamp_min(1e-4))
+
+    def _try_gate(self, phase: Phase) -> None:
+        """Let the prompt change the fusion's weights where that is asked for, or helps on prompts held out."""
+        fusion, self.gate = self.structure.fusion, {}
+        if not isinstance(fusion, AdditiveFusion) or self.config.fusion.gate != "auto":
+            return
+        self.gate = gating.trial(self.material, self.values, phase, self.folds)
+        fusion.gated.fill_(float(self.gate["prompt"] < self.gate["constant"]))
 
     def _look(self, step: int, phase: Phase) -> None:
         """Dev loss at the end of an epoch; every rank computes the same one."""
@@ -315,7 +327,7 @@ class Run:
         self.structure.load_state_dict(state["model"], strict=False)
         self.optimizer = phases.optimizer(self.structure, phase, self.config)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.rows, self.looks = json.loads(state["log"])
+        self.rows, self.looks, self.gate = json.loads(state["log"])
 
 
 def _batches(places: np.ndarray, values: torch.Tensor, size: int = 64) -> Iterator[tuple[np.ndarray, torch.Tensor]]:

@@ -77,7 +77,7 @@ def _finish(stage: StageRun, model: dict[str, str], seconds: float) -> None:
             store.write_table(f"data/{name}.parquet", pa.Table.from_pylist(log[name]))
     store.write_json("data/bad_cases.json", log["bad_cases"])
     store.remove("train")
-    kept = ("measures", "counts", "cut", "overlaps", "contradictions")
+    kept = ("measures", "counts", "cut", "gate", "overlaps", "contradictions")
     stage.finish(
         len(log["pairs"]),
         timing={"seconds": seconds},

@@ -69,16 +69,7 @@ def _row(run: Run, arm: str, values: torch.Tensor, test: Part, explain: bool = F
     run.refit(values)
     scored, pairs = run.scored(test)
     figures = diagnosis.measure(scored, pairs)
-    kept = (
-        "pairs",
-        "pair_accuracy",
-        "pair_nll",
-        "ece",
-        "length_matched_accuracy",
-        "length_matched_pairs",
-        "longer_wins",
-    )
-    row = {"arm": arm, **{name: figures[name] for name in kept}}
+    row = {"arm": arm, **{name: figures[name] for name in KEPT}, "gate": run.gate}
     decides = deciding(run, test)
     if decides is not None:
         differences = scored.scores[pairs[:, 0]] - scored.scores[pairs[:, 1]]
