@@ -107,6 +107,10 @@ class Material:
                 branch.mean.fill_(float(np.nanmean(values)))
                 branch.std.fill_(float(np.nanstd(values)))
 
+    def forget(self) -> None:
+        """Drop a text fusion's features, so that they are read anew from other values."""
+        self._second.clear()
+
     def second(self, draw: int, values: torch.Tensor) -> torch.Tensor:
         """A text fusion's features of all texts, [texts, width]; -1 leaves no branch out, others some by chance."""
         if draw not in self._second:

@@ -98,6 +98,7 @@ class Run:
         Branches that are NaN throughout are out of it.
         """
         self.values = values
+        self.material.forget()
         fresh = {name: value for name, value in self.start.items() if name.startswith("fusion.")}
         self.structure.load_state_dict(fresh, strict=False)
         number, phase = len(self.phases) - 1, self.phases[-1]

@@ -8,7 +8,11 @@ from typing import Any
 from jobs.studies.epi.analysis import interval
 
 REAL = ("summeval", "topical_chat_usr", "qa_feedback")
-COMPARED = ("scalar", "scalar_wide", "shuffled", "filler", "logistic", "length")
+COMPARED = (
+    *(("srm", other) for other in ("scalar", "scalar_wide", "shuffled", "filler", "logistic", "length", "text")),
+    *(("text", other) for other in ("scalar", "text_shuffled", "text_filler")),
+)
+"""Pairs of arms, the first minus the second."""
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, list[float]]]:
@@ -19,10 +23,13 @@ def summarise(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str,
     for name, own in sorted(seeds.items()):
         suffix = "" if name == "planted" else f"_{name}"
         for arm in sorted({row["arm"] for row in rows if row["set"] == name}):
-            found[f"pair_accuracy_{arm}{suffix}"] = interval([by[name, arm, seed]["pair_accuracy"] for seed in own])
-        for other in COMPARED:
-            gaps = [by[name, "srm", s]["pair_accuracy"] - by[name, other, s]["pair_accuracy"] for s in own]
-            found[f"srm_minus_{other}{suffix}"] = interval(gaps)
+            values = [by[name, arm, seed]["pair_accuracy"] for seed in own if (name, arm, seed) in by]
+            found[f"pair_accuracy_{arm}{suffix}"] = interval(values)
+        for ours, other in COMPARED:
+            both = [seed for seed in own if (name, ours, seed) in by and (name, other, seed) in by]
+            gaps = [by[name, ours, s]["pair_accuracy"] - by[name, other, s]["pair_accuracy"] for s in both]
+            if gaps:
+                found[f"{ours}_minus_{other}{suffix}"] = interval(gaps)
         for key in ("attribution_top1", "attribution_chance"):
             values = [by[name, "srm", seed][key] for seed in own if key in by[name, "srm", seed]]
             if values:

@@ -52,6 +52,21 @@ def arms(run: Run, chosen: Set, seed: int) -> Iterator[dict[str, Any]]:
     yield {"arm": "length", "pair_accuracy": _length(run)}
 
 
+def text_arms(run: Run, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of a run whose fusion reads the branches' words behind the prompt, as published: the branches' own, those of
+    other texts, and noise of the same form."""
+    whole, names = run.values.clone(), [spec.name for spec in run.structure.specs]
+    dimensions = [name for name in names if name not in ("quality", "wide")]
+    whole[:, names.index("wide")] = math.nan
+    test = run.data.test
+    assert test is not None
+    shuffled = _shuffled(whole.clone(), names, dimensions, run, seed)
+    for arm, values in (
+        ("text", whole), ("text_shuffled", shuffled), ("text_filler", _noise(whole.clone(), names, dimensions, seed)),
+    ):  # fmt: skip
+        yield _row(run, arm, values, test)
+
+
 def elsewhere(run: Run, known: Known, pairs: Sequence[dict[str, Any]]) -> float:
     """Accuracy on pairs of another source, by the branches and the fusion as they are."""
     texts = [(row["prompt"], row[side]) for row in pairs for side in ("chosen", "rejected")]

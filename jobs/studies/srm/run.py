@@ -6,8 +6,9 @@
 Same frozen encoder, same heads, same pairs in every arm; each seed splits the prompts anew (a quarter is test, never
 trained or chosen on). Arms: scalar (R0), srm (R1), branches shuffled (R2) or replaced by noise (R3), a wider scalar
 head (R4), one branch out and one alone (R5), oracle branches (R6), length and a logistic regression on branch values
-(R8); the generative judge (R7) is jobs.bench.reward. Real sets are read from $RAYLM_DATA. Finished seeds are files
-rows-SET-SEED.jsonl, and the same command goes on from them. Results: studies/results/srm.json.
+(R8), and on the planted set the published text fusion with the branches' words, those of other texts, or noise; the
+generative judge (R7) is jobs.bench.reward. Real sets are read from $RAYLM_DATA. Finished seeds are files rows-SET-
+SEED.jsonl, and the same command goes on from them. Results: studies/results/srm.json.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from jobs import results
 from jobs.studies.srm import sets
 from jobs.studies.srm.analysis import summarise
-from jobs.studies.srm.arms import arms, elsewhere
+from jobs.studies.srm.arms import arms, elsewhere, text_arms
 from raylm.config import build
 from raylm.llm import models
 from raylm.srm.config import RewardConfig
@@ -52,9 +53,36 @@ def main(names: Sequence[str], seeds: Sequence[int], out: Path, rows_only: bool)
                 file.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in made))
                 file.with_suffix(".new").rename(file)
             rows += [json.loads(line) for line in file.read_text().splitlines()]
+    for seed in seeds[:TEXT_SEEDS] if "planted" in names else ():
+        file = out / f"rows-planted-text-{seed}.jsonl"
+        if not file.exists():
+            store = sets.Store(model, out / "features" / "planted", sets.SETS["planted"].max_length)
+            made = _text(seed, model, store, out)
+            file.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in made))
+            file.with_suffix(".new").rename(file)
+        rows += [json.loads(line) for line in file.read_text().splitlines()]
     if not rows_only:
         figures, intervals = summarise(rows)
         print(results.write("studies/results/srm", figures, rows, intervals=intervals, seeds=seeds))
+
+
+TEXT_SEEDS = 3
+"""Seeds of the planted set on which the text fusion is fitted as well, which encodes every text a dozen times."""
+
+
+def _text(seed: int, model: str, store: sets.Store, out: Path) -> list[dict[str, Any]]:
+    start, chosen = time.monotonic(), sets.SETS["planted"]
+    config = build(RewardConfig, {
+        **SETTINGS, **sets.files("planted", seed, out), "seed": seed, "branches": chosen.branches(),
+        "max_length": chosen.max_length, "fusion": {"kind": "text"}, "fusion_lr": 1e-3,
+    })  # fmt: skip
+    run = Run(config, model, known=store)
+    run.decides = {row["prompt"]: row["decides"] for row in sets.rows("planted")[0]}  # type: ignore[attr-defined]
+    run.train(lambda row: None, lambda step, state: None)
+    rows = [{"set": "planted", "seed": seed, **row} for row in text_arms(run, seed)]
+    said = {row["arm"]: round(row["pair_accuracy"], 3) for row in rows}
+    print(f"planted {seed} {said}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    return rows
 
 
 def _seed(name: str, seed: int, model: str, store: sets.Store, out: Path) -> list[dict[str, Any]]:
