@@ -73,9 +73,9 @@ def _losses(
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.fusion_lr)
     fusion.requires_grad_(True)
     found = []
+    torch.manual_seed(config.seed)  # of what dropout leaves out
     for step in range(own.end):
         pairs, _ = own.batch(step, config.seed)
-        torch.manual_seed(step)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * phases.rate(step, own, config.warmup_share)
         loss = fitting.fusion_loss(material, values, learned, pairs, count=len(pairs), epoch=0, fusion=fusion)

@@ -95,7 +95,7 @@ class Run:
     def refit(self, values: torch.Tensor) -> None:
         """Train the fusion anew on other values of the branches, [texts, branches], as ablations do.
 
-        Branches that are NaN throughout are out of it.
+        Branches that are NaN throughout are out of it. Whether there is a gate stays as training has found it.
         """
         self.values = values
         self.material.forget()
@@ -269,10 +269,11 @@ class Run:
 
     def _try_gate(self, phase: Phase) -> None:
         """Let the prompt change the fusion's weights where that is asked for, or helps on prompts held out."""
-        fusion, self.gate = self.structure.fusion, {}
+        fusion = self.structure.fusion
         if not isinstance(fusion, AdditiveFusion) or self.config.fusion.gate != "auto":
             return
-        self.gate = gating.trial(self.material, self.values, phase, self.folds)
+        if not self.gate:
+            self.gate = gating.trial(self.material, self.values, phase, self.folds)
         fusion.gated.fill_(float(self.gate["prompt"] < self.gate["constant"]))
 
     def _look(self, step: int, phase: Phase) -> None:
