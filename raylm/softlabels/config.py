@@ -35,6 +35,9 @@ class SoftLabelConfig(Config):
     """Of keyword and centroid: take away each label's mean score over the training texts (source: our choice). Labels
     with many texts have many words and so high scores for every text, which under a long tail is the very mass that
     smoothing should give to the tail."""
+    balance: bool = False
+    """Give each text's gold label, and every other label in total, as much as uniform smoothing does, so that the kind
+    only decides which texts give it (source: our choice)."""
     permute: bool = False
     """Shuffle the values of the labels that are not gold: the control for what is not about likeness of labels."""
     segment: Literal["auto", "words", "spaces", "chinese"] = "auto"
@@ -50,4 +53,6 @@ class SoftLabelConfig(Config):
             raise ValueError(f"alpha={self.alpha}: mode=single_head takes a share from 0 to 1")
         if (self.kind == "distillation") != bool(self.teacher):
             raise ValueError("kind=distillation and teacher=DIRECTORY go together")
+        if self.balance and self.kind == "none":
+            raise ValueError("balance=true is for soft labels; kind=none has none")
         return self

@@ -96,6 +96,25 @@ def prior(gold: np.ndarray, labels: int) -> Rows:
     return np.tile(np.bincount(gold, minlength=labels) / len(gold), (len(gold), 1))
 
 
+def balanced(soft: Rows, gold: np.ndarray, rounds: int = 200) -> Rows:
+    """As much for the gold label of a row, and in total for every other label, as `uniform` gives (source: our choice).
+
+    Which texts give a label its share follows `soft`: rows and columns of what is not gold are scaled in turn until
+    both sums fit (Sinkhorn and Knopp, 1967). Under a long tail plain smoothing moves mass from the head's texts to the
+    tail's labels; soft labels that follow how often a label occurs do not.
+    """
+    count, labels = soft.shape
+    rows = np.arange(count)
+    found = np.maximum(soft, 1e-9)
+    found[rows, gold] = 0.0
+    wanted = (count - np.bincount(gold, minlength=labels)) / labels
+    for _ in range(rounds):
+        found *= (wanted / np.maximum(found.sum(0), 1e-300))[None]
+        found *= (1 - 1 / labels) / found.sum(1, keepdims=True)
+    found[rows, gold] = 1.0 / labels
+    return found
+
+
 def permuted(soft: Rows, gold: np.ndarray, seed: int) -> Rows:
     """The same values for the same gold label, and those of the other labels shuffled in each row.
 

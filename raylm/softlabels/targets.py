@@ -77,6 +77,8 @@ def make(
                 scores, held = scores - usual, held - usual
         temperature = _temperature(config, held, known, table)
         soft = distributions.from_scores(scores, temperature)
+    if config.balance:
+        soft = distributions.balanced(soft, gold)
     if config.permute:
         soft = distributions.permuted(soft, gold, seed)
     return Targets(distributions.mix(soft, gold, config.share, guard=config.guard), temperature, table)

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raylm.config import build
 from raylm.errors import UserError
+from raylm.softlabels import distributions
 from raylm.softlabels.config import SoftLabelConfig
 from raylm.softlabels.keywords import KeywordTable
 from raylm.softlabels.targets import make
@@ -73,6 +76,28 @@ def test_a_centred_label_of_many_texts_is_not_favoured():
         np.testing.assert_allclose(rows.sum(1), 1.0)
         masses.append(rows[gold != 0, 0].mean())
     assert masses[1] < masses[0]
+
+
+@given(st.integers(0, 1_000), st.integers(2, 6), st.floats(0.05, 3.0))
+def test_balanced_labels_have_the_sums_of_uniform_ones_and_keep_the_order(seed, labels, spread):
+    """Rows sum to 1, columns to what uniform smoothing gives; of two texts with one gold label the likelier gives more
+    to a label in proportion to all it gives."""
+    draws = np.random.default_rng(seed)
+    gold = np.concatenate([np.arange(labels), draws.integers(0, labels, 30) ** 2 // labels])
+    soft = distributions.from_scores(draws.normal(size=(len(gold), labels)), spread)
+    found, plain = distributions.balanced(soft, gold), distributions.uniform(len(gold), labels)
+    np.testing.assert_allclose(found.sum(1), 1.0, atol=1e-9)
+    np.testing.assert_allclose(found[np.arange(len(gold)), gold], 1 / labels)
+    np.testing.assert_allclose(found.sum(0), plain.sum(0), rtol=0.05)
+    if labels > 2:  # odds between two labels that are not gold differ between texts as they did before
+        same = np.flatnonzero(gold == 0)[:2]
+        before, after = (np.log(rows[same][:, 1]) - np.log(rows[same][:, 2]) for rows in (soft, found))
+        assert np.ptp(after) == pytest.approx(np.ptp(before), rel=1e-3, abs=1e-6)
+
+
+def test_balanced_hard_labels_are_refused():
+    with pytest.raises(ValidationError, match="balance=true is for soft labels"):
+        SoftLabelConfig(balance=True)
 
 
 def test_the_published_temperature_is_the_mean_length_and_needs_words():

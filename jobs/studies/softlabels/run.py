@@ -64,6 +64,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "permuted": {"kind": "keyword", "permute": True},
     "kwls_all_counts": {"kind": "keyword", "leave_one_out": False},
     "kwls_centred": {"kind": "keyword", "centre": True},
+    "kwls_balanced": {"kind": "keyword", "balance": True, "guard": False},
+    "balanced_permuted": {"kind": "keyword", "balance": True, "guard": False, "permute": True},
     "kwls_kl": {"kind": "keyword", "mode": "kl"},
     "kwls_published": {
         "kind": "keyword", "mode": "two_head", "leave_one_out": False, "temperature": "length", "guard": False,
@@ -229,7 +231,8 @@ def summarise(tier: Tier, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any
         for arm in tier.arms:
             for measure in ("macro_f1", "tail_recall", "ece", "nll"):
                 found[f"{measure}_{arm}{suffix}"] = interval([by[arm, key][measure] for key in keys])
-            for other in sorted({"hard", "uniform", "permuted"} - {arm}):
+            others = {"hard", "uniform", "permuted", *(("balanced_permuted",) if arm == "kwls_balanced" else ())}
+            for other in sorted(others - {arm}):
                 gaps = [by[arm, key]["macro_f1"] - by[other, key]["macro_f1"] for key in keys]
                 found[f"{arm}_minus_{other}{suffix}"] = interval(gaps)
                 tests[f"p_{arm}_minus_{other}{suffix}"] = randomisation(gaps, RESAMPLES, 0)
