@@ -177,7 +177,7 @@ def finetune(refused, tmp_path):
         ("isolation={source: file}", "source=file and mask_file go together"),
         ("isolation.warmup=2.5", "neither a number of steps nor a share below 1"),
         ("isolation={scope: per_task}", "needs tasks"),
-        ("watch.chains=nowhere.jsonl", "nowhere.jsonl: neither a finished synthesize artefact nor"),
+        ("watch.chains=nowhere.jsonl", "nowhere.jsonl: no such file; give a JSONL or Parquet file of chats, or"),
         ("max_length=8", "chains are longer than max_length=8"),
         ("tasks=[{name: a, chains: nowhere.jsonl}]", "nowhere.jsonl"),
     ],

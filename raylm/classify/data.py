@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from raylm.classify.config import ClassifierConfig, StressConfig
 from raylm.errors import UserError
-from raylm.storage import Store
+from raylm.rows import read_rows
 
 
 @dataclass(frozen=True)
@@ -118,46 +114,17 @@ def _texts(name: str, path: str, rows: list[dict[str, Any]], labels: tuple[str, 
 
 
 def _rows(name: str, path: str) -> tuple[list[dict[str, Any]], str]:
-    folder, _, file = path.rpartition("/")
-    store = Store(folder or ("/" if path.startswith("/") else "."))
-    if not store.exists(file):
-        raise UserError(f"{name}={path}: no such file; give a JSONL or Parquet file of rows with text and label")
-    data = store.read_bytes(file)
-    rows = list(_parsed(name, path, gzip.decompress(data) if file.endswith(".gz") else data))
-    if not rows:
-        raise UserError(f"{name}={path}: holds no rows")
+    read, digest = read_rows(name, path, "rows with text and label")
     seen: set[str] = set()
-    for number, row in enumerate(rows, start=1):
+    for number, (place, row) in enumerate(read, start=1):
         for field in ("text", "label"):
             value = row.get(field)
             if isinstance(value, int) and not isinstance(value, bool) and field == "label":
                 row[field] = value = str(value)
             if not isinstance(value, str) or not value.strip():
-                raise UserError(
-                    f"{name}={path}: row {number}: {field} is {value!r}; it must be a text that is not empty"
-                )
+                raise UserError(f"{name}: {place}: {field} is {value!r}; it must be a text that is not empty")
         row["id"] = str(row.get("id", number))
         if row["id"] in seen:
-            raise UserError(f"{name}={path}: row {number}: the id {row['id']} is there twice; ids must differ")
+            raise UserError(f"{name}: {place}: the id {row['id']} is there twice; ids must differ")
         seen.add(row["id"])
-    return rows, hashlib.sha256(data).hexdigest()
-
-
-def _parsed(name: str, path: str, data: bytes) -> list[dict[str, Any]]:
-    if ".parquet" in path:
-        try:
-            return pq.read_table(io.BytesIO(data)).to_pylist()
-        except (OSError, ValueError) as error:
-            raise UserError(f"{name}={path}: not a Parquet file ({error})") from None
-    rows = []
-    for number, line in enumerate(data.decode("utf-8", "replace").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{name}={path}: line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{name}={path}: line {number}: a {type(row).__name__}, not an object with text and label")
-        rows.append(row)
-    return rows
+    return [row for _, row in read], digest

@@ -12,6 +12,7 @@ from raylm.ilp.config import DiagnoseConfig
 from raylm.ilp.items import Item
 from raylm.ilp.measure import Ask, units
 from raylm.ilp.workers import AnswerWorker
+from raylm.rows import read_rows
 from raylm.tasks.answers import extract_answer, normalize_text
 
 PROMPT = (
@@ -53,15 +54,11 @@ def _found(
     """The corpus documents nearest to each sample's question and answer; a document comes once."""
     import faiss
 
-    from raylm.train.data import read_rows
-
-    texts = [row.get("text") if isinstance(row, dict) else None for row in read_rows(corpus)[0]]
-    for number, text in enumerate(texts, 1):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"repair.corpus={corpus}:{number}: no field 'text' with a text")
-    plain = [str(text) for text in texts]
-    if not plain:
-        raise UserError(f"repair.corpus={corpus}: no documents")
+    plain = []
+    for place, row in read_rows("repair.corpus", corpus, "documents")[0]:
+        if not isinstance(row.get("text"), str) or not row["text"].strip():
+            raise UserError(f"repair.corpus: {place}: no field 'text' with a text")
+        plain.append(row["text"])
     vectors = encode(plain)
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)

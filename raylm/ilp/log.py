@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from raylm.errors import UserError
+from raylm.rows import lines_of
 from raylm.storage import MANIFEST, Store
 
 COLUMNS = ("step", "id", "loss", "token_accuracy")
@@ -103,7 +104,7 @@ def read(path: str) -> tuple[Log, str]:
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"log={path}: damaged Parquet ({error}); copy it again, or leave log empty") from None
         return of_rows(_columns(table, path)), file_digest(path)
-    return _read_lines(path, file.read_bytes(name).decode("utf-8", "replace")), file_digest(path)
+    return _read_lines(path, file.read_bytes(name)), file_digest(path)
 
 
 def of_rows(rows: Sequence[Mapping[str, Any]], steps: int = 0) -> Log:
@@ -130,10 +131,10 @@ def _columns(table: pa.Table, path: str) -> list[dict[str, Any]]:
     return table.select(list(COLUMNS)).to_pylist()
 
 
-def _read_lines(path: str, text: str) -> Log:
+def _read_lines(path: str, data: bytes) -> Log:
     """A JSONL log; a last line that was cut off is left out, and said."""
     rows: list[dict[str, Any]] = []
-    lines = text.splitlines()
+    lines = lines_of(data)
     cut = ""
     for number, line in enumerate(lines, 1):
         try:

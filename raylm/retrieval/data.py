@@ -111,8 +111,8 @@ class Collection:
             known = ", ".join(self.splits()) or "none"
             raise UserError(f"{self.path}: no judgments qrels/{split}.tsv; there are: {known}")
         found: Judgments = {}
-        lines = self.store.read_bytes(f"qrels/{split}.tsv").decode("utf-8", "replace").splitlines()
-        for number, line in enumerate(lines, start=1):
+        lines = self.store.read_bytes(f"qrels/{split}.tsv").decode("utf-8", "replace").split("\n")
+        for number, line in enumerate((line.removesuffix("\r") for line in lines), start=1):
             columns = line.split("\t") if "\t" in line else line.split()
             if not line.strip() or (number == 1 and columns[0] in ("query-id", "qid", "query_id")):
                 continue

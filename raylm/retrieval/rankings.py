@@ -71,7 +71,7 @@ def read_run(text: str, where: str) -> dict[str, list[Hit]]:
         UserError: a malformed line, a score that is not finite, or a document that is there twice for a query.
     """
     found: dict[str, dict[str, float]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         columns = line.split()
         if not columns:
             continue

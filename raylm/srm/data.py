@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from raylm.errors import UserError
-from raylm.srm import rows
+from raylm.rows import Rows, read_rows
 from raylm.srm.backbone import Prompt
 from raylm.srm.config import BranchConfig, RewardConfig
 
@@ -78,7 +78,7 @@ class Table:
             self.groups.append(group)
         return self.places[key]
 
-    def pairs(self, found: rows.Rows) -> tuple[np.ndarray, np.ndarray]:
+    def pairs(self, found: Rows) -> tuple[np.ndarray, np.ndarray]:
         """Places and margins of preference rows.
 
         Raises:
@@ -97,7 +97,7 @@ class Table:
             margins.append(float(margin))
         return np.array(places, dtype=np.int64).reshape(-1, 2), np.array(margins, dtype=np.float32)
 
-    def ratings(self, found: rows.Rows) -> tuple[np.ndarray, np.ndarray]:
+    def ratings(self, found: Rows) -> tuple[np.ndarray, np.ndarray]:
         """Places and values of rating rows.
 
         Raises:
@@ -187,11 +187,11 @@ def _part(table: Table, part: str, paths: dict[str, str], config: RewardConfig) 
     rated, ratings = np.zeros(0, dtype=np.int64), np.zeros((0, len(table.columns)), dtype=np.float32)
     digests = []
     if paths["pairs"]:
-        found, digest = rows.read(part + "pairs", paths["pairs"])
+        found, digest = read_rows(part + "pairs", paths["pairs"])
         pairs, margins = table.pairs(found)
         digests.append(digest)
     if paths["ratings"]:
-        found, digest = rows.read(part + "ratings", paths["ratings"])
+        found, digest = read_rows(part + "ratings", paths["ratings"])
         rated, ratings = table.ratings(found)
         digests.append(digest)
         if config.pairs_from:
@@ -201,7 +201,7 @@ def _part(table: Table, part: str, paths: dict[str, str], config: RewardConfig) 
     return Part(pairs, margins, rated, ratings), "".join(digests)
 
 
-def _worth(found: rows.Rows, column: str) -> np.ndarray:
+def _worth(found: Rows, column: str) -> np.ndarray:
     """What pairs are made of: a rating, or the mean of all of them after each is standardised."""
     if column != "mean":
         values = [row["scores"].get(column) for _, row in found]

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from raylm.errors import UserError
-from raylm.srm import calibration, diagnosis, rows
+from raylm.rows import read_rows
+from raylm.srm import calibration, diagnosis
 from raylm.srm.config import BranchConfig, DiagnoseConfig
 from raylm.srm.data import Table
 from raylm.srm.scoring import score_all
@@ -100,11 +101,11 @@ def _columns(config: DiagnoseConfig, settings: Mapping[str, Any]) -> dict[str, s
 
 def _read(config: DiagnoseConfig, columns: Mapping[str, str]) -> tuple[Table, str, np.ndarray, np.ndarray, np.ndarray]:
     table = Table([BranchConfig(name=name, column=column) for name, column in columns.items()])
-    found, digest = rows.read("pairs", config.pairs)
+    found, digest = read_rows("pairs", config.pairs)
     pairs, _ = table.pairs(found)
     rated, ratings = np.zeros(0, dtype=np.int64), np.zeros((0, len(columns)))
     if config.ratings:
-        found, more = rows.read("ratings", config.ratings)
+        found, more = read_rows("ratings", config.ratings)
         rated, ratings = table.ratings(found)
         digest = hashlib.sha256((digest + more).encode()).hexdigest()
     return table, digest[:16], pairs, rated, ratings

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from raylm.errors import UserError
-from raylm.srm import rows
+from raylm.rows import Rows, read_rows
 from raylm.srm.config import ScoreConfig
 from raylm.srm.data import prompt_of, response_of
 from raylm.srm.scoring import refuse_truncated, score_all
@@ -31,7 +31,7 @@ def run(config: ScoreConfig) -> Manifest:
     if not config.model or not config.texts:
         raise UserError("score needs model=, a reward model's directory, and texts=, a file of prompts and responses")
     settings = read_settings(Path(config.model))
-    found, digest = rows.read("texts", config.texts)
+    found, digest = read_rows("texts", config.texts)
     texts, ids = _texts(found)
     reference = models.resolve_encoder(config.model).ref
     stage = StageRun("score", config, config.out, {"texts": digest, "model": reference.revision})
@@ -57,7 +57,7 @@ def run(config: ScoreConfig) -> Manifest:
     return stage.finished
 
 
-def _texts(found: rows.Rows) -> tuple[list[Any], list[int]]:
+def _texts(found: Rows) -> tuple[list[Any], list[int]]:
     texts, ids = [], []
     for number, (where, row) in enumerate(found):
         prompt, _ = prompt_of(where, row)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raylm.errors import UserError
 from raylm.llm.chat import IGNORE, training_ids
+from raylm.rows import read_rows
 from raylm.storage import MANIFEST, Store
 from raylm.train.config import FinetuneConfig
 
@@ -67,29 +66,16 @@ def read_chains(path: str) -> tuple[list[dict[str, Any]], str]:
     if store.exists(MANIFEST):
         manifest = store.manifest()
         assert manifest is not None
-        rows, digest = store.read_data().to_pylist(), manifest.digest()
+        found, digest = store.read_data().to_pylist(), manifest.digest()
+        placed = [(f"{path}:{number}", row) for number, row in enumerate(found, start=1)]
+        if not placed:
+            raise UserError(f"chains={path}: no rows")
     else:
-        rows, digest = read_rows(path)
-    for number, row in enumerate(rows, start=1):
-        _check(row, f"{path}:{number}")
+        placed, digest = read_rows("chains", path, "chats, or a finished synthesize artefact")
+    for number, (place, row) in enumerate(placed, start=1):
+        _check(row, place)
         row["id"] = str(row.get("id", number))
-    if not rows:
-        raise UserError(f"chains={path}: no rows")
-    return rows, digest
-
-
-def read_rows(path: str) -> tuple[list[dict[str, Any]], str]:
-    """The rows of a JSONL or Parquet file as they are, and its digest.
-
-    Raises:
-        UserError: no such file, or a line is not JSON.
-    """
-    folder, _, name = path.rpartition("/")
-    file = Store(folder or ".")
-    if not file.exists(name):
-        raise UserError(f"chains={path}: neither a finished synthesize artefact nor a JSONL or Parquet file")
-    data = file.read_bytes(name)
-    return _parse(path, data, file, name), hashlib.sha256(data).hexdigest()[:16]
+    return [row for _, row in placed], digest
 
 
 def file_digest(path: str) -> str:
@@ -161,18 +147,6 @@ def collate(samples: list[Sample], padding: int, packed: bool = False) -> dict[s
         labels[row, : lengths[row]] = torch.tensor(sample.labels)
     owner = torch.arange(len(samples)).unsqueeze(1).expand(shape).contiguous()
     return {"ids": ids, "labels": labels, "owner": owner, "mask": mask}
-
-
-def _parse(path: str, data: bytes, store: Store, name: str) -> list[dict[str, Any]]:
-    if name.endswith(".parquet"):
-        return store.read_table(name).to_pylist()
-    rows = []
-    for number, line in enumerate((gzip.decompress(data) if name.endswith(".gz") else data).decode().splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); mend or remove the line") from None
-    return rows
 
 
 def _check(row: Any, place: str) -> None:

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from raylm.config import Config, build
 from raylm.errors import UserError
+from raylm.rows import read_rows
 from raylm.storage import Store
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import Sample, encode, file_digest, read_chains
@@ -248,13 +249,11 @@ def apart(order: np.ndarray, rivals: dict[int, frozenset[int]], batch: int, carr
 
 def _documents(path: str, task: str, tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig) -> list[Sample]:
     """Documents as samples whose every token is a label; long ones are cut into pieces of at most `max_length`."""
-    from raylm.train.data import read_rows
-
     found = []
-    for number, row in enumerate(read_rows(path)[0], 1):
-        text = row.get("text") if isinstance(row, dict) else None
+    for number, (place, row) in enumerate(read_rows("documents", path, "documents")[0], 1):
+        text = row.get("text")
         if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{path}:{number}: no field 'text' with a text")
+            raise UserError(f"{place}: no field 'text' with a text")
         ids = tokenizer.encode(text, add_special_tokens=False)
         if tokenizer.eos_token_id is not None:
             ids = [*ids, tokenizer.eos_token_id]

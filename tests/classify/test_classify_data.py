@@ -50,11 +50,11 @@ def test_compressed_and_parquet_files_are_read_alike(tmp_path):
     ("rows", "says"),
     [
         ([{"text": "a", "label": "x"}], "all texts have the label 'x'"),
-        ([{"text": " ", "label": "x"}], "row 1: text is ' '"),
-        ([{"text": "a"}], "row 1: label is None"),
-        ([{"id": "1", "text": "a", "label": "x"}, {"id": 1, "text": "b", "label": "y"}], "row 2: the id 1 is there"),
+        ([{"text": " ", "label": "x"}], ":1: text is ' '"),
+        ([{"text": "a"}], ":1: label is None"),
+        ([{"id": "1", "text": "a", "label": "x"}, {"id": 1, "text": "b", "label": "y"}], ":2: the id 1 is there"),
         ([], "holds no rows"),
-        (["a"], "line 1: a str, not an object"),
+        (["a"], ":1: a str, not an object"),
     ],
 )  # fmt: skip
 def test_what_is_malformed_is_refused_by_line_and_field(tmp_path, rows, says):

@@ -36,16 +36,16 @@ def test_files_of_all_forms_are_read_alike(tmp_path, files, configured):
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"prompt": "p", "chosen": "a"}, "line 41: rejected is None"),
-        ({"prompt": "p", "chosen": " ", "rejected": "b"}, "line 41: chosen is ' '"),
-        ({"prompt": "p", "chosen": "a", "rejected": "a"}, "line 41: chosen and rejected are the same"),
-        ({"prompt": "", "chosen": "a", "rejected": "b"}, "line 41: prompt is ''"),
+        ({"prompt": "p", "chosen": "a"}, ":41: rejected is None"),
+        ({"prompt": "p", "chosen": " ", "rejected": "b"}, ":41: chosen is ' '"),
+        ({"prompt": "p", "chosen": "a", "rejected": "a"}, ":41: chosen and rejected are the same"),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, ":41: prompt is ''"),
         (
             {"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"},
-            "line 41: prompt is .*list of role and content",
+            ":41: prompt is .*list of role and content",
         ),
-        ({**PAIR, "margin": "big"}, "line 41: margin is 'big'"),
-        ({**PAIR, "margin": float("nan")}, "line 41: margin is nan"),
+        ({**PAIR, "margin": "big"}, ":41: margin is 'big'"),
+        ({**PAIR, "margin": float("nan")}, ":41: margin is nan"),
     ],
 )
 def test_malformed_pairs_are_refused_by_line_and_field(tmp_path, configured, row, says):

@@ -54,7 +54,7 @@ def test_overlong_chains_are_refused_above_their_share(tokenizer):
         ([{"messages": [{"role": "user", "content": "x"}]}], ["chains.jsonl:1", "assistant"]),
         ([{"messages": [{"role": "assistant", "content": " "}]}], ["chains.jsonl:1", "not empty"]),
         ([{"messages": [{"role": "assistant"}]}], ["chains.jsonl:1", "content"]),
-        ([], ["no rows"]),
+        ([], ["holds no chats"]),
     ],
 )
 def test_malformed_chains_name_file_and_line(tmp_path, rows, words):
