@@ -124,4 +124,4 @@ def divergence_from(probability: float) -> float:
     """
     p = min(1.0, max(0.0, probability))
     shared = p * np.log(2 * p / (1 + p)) if p > 0 else 0.0
-    return float((np.log(2 / (1 + p)) + shared + (1 - p) * np.log(2)) / 2)
+    return max(0.0, float((np.log(2 / (1 + p)) + shared + (1 - p) * np.log(2)) / 2))  # rounding may pass 0
