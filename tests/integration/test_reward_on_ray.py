@@ -69,7 +69,9 @@ def test_a_killed_run_ends_as_one_that_was_not(trained):
     for one, two in zip(*scores, strict=True):
         assert one["chosen_score"] == pytest.approx(two["chosen_score"], abs=0.05)
     assert Store(f"{trained}/killed").manifest().figures["pair_accuracy"] > 0.7
-    assert "Bad cases" in (trained / "killed" / "report.html").read_text()
+    page = (trained / "killed" / "report.html").read_text()
+    assert "Bad cases" in page
+    assert "on training prompts held out, a pair" in page
     assert not (trained / "killed" / "train").exists()
 
 

@@ -29,6 +29,12 @@ def build(store: Store, related: dict[str, Store]) -> Page:
         f"because dev or test holds their prompts: {found['overlaps']:,}. Pairs whose opposite is there too: "
         f"{found['contradictions']:,}."
     )
+    if gate := found.get("gate"):
+        kept = "may depend on the prompt" if gate["prompt"] < gate["constant"] else "are the same for all prompts"
+        page.text(
+            f"The branches' weights {kept}: on training prompts held out, a pair's loss was {gate['prompt']:.3f} nats "
+            f"with weights by the prompt and {gate['constant']:.3f} with constant ones."
+        )
     _add_training(page, store)
     if found.get("pairs"):
         rewards.add_dimensions(page, found)
