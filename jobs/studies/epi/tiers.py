@@ -93,7 +93,7 @@ TEMPLATE = (
 """Of a micro model's chats: a token is a byte, so that the names of roles would be a third of a chat."""
 SIZES = (3_500, 800, 100)
 """Chats of a task for pretraining a micro model, for tuning it, and for looking."""
-REAL_SIZES = (64, 24)
+REAL_SIZES = (40, 16)
 """Chats of a task for tuning SmolLM2, and for looking."""
 COMMON: dict[str, Any] = {"engine": "torch", "workers": 1, "batch_size": 16, "weight_decay": 0.01, "warmup_share": 0.05,
                           "checkpoint_every": 1_000_000, "watch": {"every": 0.25}}  # fmt: skip
@@ -142,9 +142,9 @@ REAL = Tier(
     base=lambda out, seed: models.resolve("smollm2-135m-instruct").path,
     settings={**COMMON, "micro_batch": 8, "epochs": 2, "lr": 2e-4, "max_length": 256},
     families={
-        "tuned_lr": {name: FAMILIES["tuned_lr"][name] for name in ("full", "lr_0.5", "lr_0.25")},
-        "epi": {name: FAMILIES["epi"][name] for name in ("epi_0.05_1.0", "epi_0.5_1.0")},
-        **{name: {f"{name}_1.0": FAMILIES[name][f"{name}_1.0"]} for name in ("static", "random")},
+        "tuned_lr": {name: FAMILIES["tuned_lr"][name] for name in ("full", "lr_0.25", "lr_0.1")},
+        "epi": {"epi_0.5_0.3": FAMILIES["epi"]["epi_0.5_0.3"]},
+        **{name: {f"{name}_0.3": FAMILIES[name][f"{name}_0.3"]} for name in ("static", "random")},
     },
     mixed=(),
     scored="token_looks",
