@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from jobs.studies.epi.analysis import interval
+from jobs.studies.epi.analysis import RESAMPLES, interval
 from jobs.studies.retrieval.arms import SOFT, Arms, Cell, Tier
+from raylm.retrieval.significance import randomisation
 
 SCORED = ("le", "le_not_crossfitted", "le_bm25_terms", "bm25", "embedding", "glle", "propagation")
 """Arms whose scores can be laid beside grades."""
@@ -43,8 +44,17 @@ def agreement(arms: Arms, cell: Cell) -> dict[str, Any]:
 def summarise(
     tier: Tier, rows: Sequence[dict[str, Any]], references: Mapping[str, Mapping[str, Mapping[str, float]]]
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Means over seeds, with intervals over the test queries, and differences paired by query."""
+    """Means over seeds, with intervals over the test queries, and differences paired by query.
+
+    A difference comes with the p-value of the paired randomisation test, as p_NAME.
+    """
     found: dict[str, tuple[float, list[float]]] = {}
+    tests: dict[str, float] = {}
+
+    def compare(name: str, gap: np.ndarray) -> None:
+        found[name] = interval(gap.tolist())
+        tests[f"p_{name}"] = randomisation(gap.tolist(), RESAMPLES, 0)
+
     fixed = {name: np.array([row["nDCG@10"] for _, row in sorted(each.items())]) for name, each in references.items()}
     for name, values in fixed.items():
         found[f"ndcg10_{name}"] = interval(values)
@@ -57,25 +67,25 @@ def summarise(
             found[f"ndcg10_{name}{suffix}"] = interval(values)
             for other in ("bm25", "base"):
                 mark = fixed[other]
-                found[f"{name}_minus_{other}{suffix}"] = interval(values - mark)
+                compare(f"{name}_minus_{other}{suffix}", values - mark)
         for loss in sorted({loss for loss, soft in each if soft == "none"} - {"quadruplet"}):
             gap = each["quadruplet", "none"] - each[loss, "none"]
-            found[f"quadruplet_minus_{loss}{suffix}"] = interval(gap)
+            compare(f"quadruplet_minus_{loss}{suffix}", gap)
         for loss in tier.backbones:
             for soft in sorted({soft for name, soft in each if name == loss} - {"le"}):
                 gap = each[loss, "le"] - each[loss, soft]
                 other = "bm25_scores" if soft == "bm25" else soft  # BM25 as a retriever has its own difference
-                found[f"{loss}_le_minus_{other}{suffix}"] = interval(gap)
+                compare(f"{loss}_le_minus_{other}{suffix}", gap)
             if (loss, "grades") in each:
                 gap = each[loss, "grades"] - each[loss, "none"]
-                found[f"{loss}_grades_minus_none{suffix}"] = interval(gap)
+                compare(f"{loss}_grades_minus_none{suffix}", gap)
     found["ndcg10_le"] = max((found[f"ndcg10_{loss}_le"] for loss in tier.backbones), key=lambda item: item[0])
     for row in (row for row in rows if row["loss"] == "agreement" and row["size"] == tier.sizes[0]):
         for name in SCORED:
             if name in row:
                 same = [other[name] for other in rows if other["loss"] == "agreement" and other["size"] == row["size"]]
                 found[f"spearman_{name}"] = interval(same)
-    values = {name: value for name, (value, _) in found.items()}
+    values = {name: value for name, (value, _) in found.items()} | tests
     return values | {"trained": tier.name}, {name: bounds for name, (_, bounds) in found.items()}
 
 
