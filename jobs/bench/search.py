@@ -39,12 +39,13 @@ PRESET = "jobs/configs/quickstart.yaml"
 
 
 def main(config: Sequence[str], count: int, repeats: int, serial: int, *, actors: Sequence[int]) -> None:
-    """Measure, and write bench/results/search.json."""
-    scaling, pools = scheduler.measure(actors)
+    """Measure, and write bench/results/search.json, or search_vllm.json where that is the engine asked for."""
+    scaling, pools = scheduler.measure(actors) if actors else ({}, [])
     ray.shutdown()
     figures, intervals, rows = asyncio.run(_measure(config, count, repeats, serial))
     figures |= scaling
-    print(results.write("bench/results/search", figures, [*pools, *rows], intervals=intervals, seeds=range(repeats)))
+    name = "bench/results/search_vllm" if figures["engine"] == "vllm" else "bench/results/search"
+    print(results.write(name, figures, [*pools, *rows], intervals=intervals, seeds=range(repeats)))
 
 
 async def _measure(
@@ -173,6 +174,6 @@ if __name__ == "__main__":
     parser.add_argument("--problems", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--serial", type=int, default=4, help="trees that are also grown one at a time")
-    parser.add_argument("--actors", type=int, nargs="+", default=[1, 32], help="pools on the simulated engine")
+    parser.add_argument("--actors", type=int, nargs="*", default=[1, 32], help="pools on the simulated engine, or none")
     options = parser.parse_args()
     main(options.config or [PRESET], options.problems, options.repeats, options.serial, actors=options.actors)
