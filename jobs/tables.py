@@ -17,7 +17,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("bench/search", "saturation", "search keeps the engine busy: tokens/s over one flat batch's", "{:.2f}"),
     ("bench/search", "prefix_hit_rate", "prompt tokens of the search that came from the prefix cache", "{:.1%}"),
     ("bench/search_vllm", "prefix_hit_rate", "the same on vLLM", "{:.1%}"),
-    ("bench/search_vllm", "saturation", "on vLLM: tokens/s over one flat batch's", "{:.2f}"),
+    ("bench/search_vllm", "saturation", "on vLLM, 16 trees only: tokens/s over one flat batch's", "{:.2f}"),
     ("bench/search", "speedup_vs_serial", "many trees at once over one tree at a time", "{:.1f}x"),
     (
         "bench/search",
