@@ -39,12 +39,17 @@ Kind = tuple[str, tuple[str, ...]]
 def main(tier: Tier, out: Path, options: argparse.Namespace) -> None:
     """Make what is missing, and write the result unless other runs are still to come."""
     select, seeds, shard = options.select, options.seeds, tuple(options.shard)
-    arms = list(tier.arms) if options.arms in ([], ["all"]) else options.arms
+    arms = options.arms
+    if not arms or arms == ["all"]:  # a family of one leaves no choice
+        arms = [name for family in tier.families.values() if len(family) > 1 for name in family]
     tried = list(rows_of(tier, select, [(arm, tier.orders[0]) for arm in arms], out, shard=shard))
     if options.arms:
         return
     scored = analysis.by(tried, tier.scored)
-    chosen = {family: analysis.best(scored, list(members)) for family, members in tier.families.items()}
+    chosen = {
+        family: analysis.best(scored, list(members)) if len(members) > 1 else next(iter(members))
+        for family, members in tier.families.items()
+    }
     print(f"chosen on seed {select}: {chosen}", file=sys.stderr)
     rows = [
         row
@@ -55,7 +60,7 @@ def main(tier: Tier, out: Path, options: argparse.Namespace) -> None:
     if options.rows_only:
         return
     figures, intervals = summarise(tier, rows, chosen)
-    figures["tried"] = measures(scored, tier.arms)
+    figures["tried"] = measures(scored, arms)
     name = f"studies/results/{tier.name}"
     print(results.write(name, figures, tried + rows, intervals=intervals, seeds=[select, *seeds]))
 
