@@ -8,6 +8,8 @@ from scipy.special import softmax
 
 Rows = np.ndarray
 """[texts, labels], not negative, every row sums to 1."""
+LEAST = 1e-9
+"""What a label counts for at least where rows and columns are balanced; with zeros there may be no solution."""
 
 
 def from_scores(scores: np.ndarray, temperature: float) -> Rows:
@@ -105,7 +107,7 @@ def balanced(soft: Rows, gold: np.ndarray, rounds: int = 200) -> Rows:
     """
     count, labels = soft.shape
     rows = np.arange(count)
-    found = np.maximum(soft, 1e-9)
+    found = np.maximum(soft, LEAST)
     found[rows, gold] = 0.0
     wanted = (count - np.bincount(gold, minlength=labels)) / labels
     for _ in range(rounds):
