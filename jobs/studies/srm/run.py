@@ -1,7 +1,7 @@
 """Does a reward model of branches judge better than a scalar one, and say rightly why?
 
-    python -m jobs.studies.srm.run [--sets planted summeval ...] [--seeds 0 1 2 3 4] [--rows-only] [--threads N]
-        [--out runs/studies/srm]
+    python -m jobs.studies.srm.run [--sets planted summeval ...] [--seeds 0 1 2 3 4] [--text-seeds 3] [--rows-only]
+        [--threads N] [--out runs/studies/srm]
 
 Same frozen encoder, same heads, same pairs in every arm; each seed splits the prompts anew (a quarter is test, never
 trained or chosen on). Arms: scalar (R0), srm (R1), branches shuffled (R2) or replaced by noise (R3), a wider scalar
@@ -38,7 +38,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def main(names: Sequence[str], seeds: Sequence[int], out: Path, rows_only: bool) -> None:
+def main(names: Sequence[str], seeds: Sequence[int], out: Path, rows_only: bool, *, text_seeds: int) -> None:
     """Make what is missing, and write the result unless other runs are still to come."""
     out.mkdir(parents=True, exist_ok=True)
     model = str(models.resolve_encoder("all-minilm-l6-v2").path)
@@ -53,7 +53,7 @@ def main(names: Sequence[str], seeds: Sequence[int], out: Path, rows_only: bool)
                 file.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in made))
                 file.with_suffix(".new").rename(file)
             rows += [json.loads(line) for line in file.read_text().splitlines()]
-    for seed in seeds[:TEXT_SEEDS] if "planted" in names else ():
+    for seed in seeds[:text_seeds] if "planted" in names else ():
         file = out / f"rows-planted-text-{seed}.jsonl"
         if not file.exists():
             store = sets.Store(model, out / "features" / "planted", sets.SETS["planted"].max_length)
@@ -64,10 +64,6 @@ def main(names: Sequence[str], seeds: Sequence[int], out: Path, rows_only: bool)
     if not rows_only:
         figures, intervals = summarise(rows)
         print(results.write("studies/results/srm", figures, rows, intervals=intervals, seeds=seeds))
-
-
-TEXT_SEEDS = 3
-"""Seeds of the planted set on which the text fusion is fitted as well, which encodes every text a dozen times."""
 
 
 def _text(seed: int, model: str, store: sets.Store, out: Path) -> list[dict[str, Any]]:
@@ -113,9 +109,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=sets.SETS, default=list(sets.SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--text-seeds", type=int, default=3, help="of the planted set, with text fusion: 20 min each")
     parser.add_argument("--rows-only", action="store_true", help="make the runs and write no result")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process")
     parser.add_argument("--out", type=Path, default=Path("runs/studies/srm"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    main(options.sets, options.seeds, options.out, options.rows_only)
+    main(options.sets, options.seeds, options.out, options.rows_only, text_seeds=options.text_seeds)
