@@ -178,6 +178,12 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("studies/epi", "beyond_front_lora", "the same by LoRA", "{:+.1%}"),
     ("studies/epi", "drift_overlap", "overlap of the last mask with the first, disjoint batches", "{:.2f}"),
     ("studies/epi", "drift_noise_ceiling", "the same at one time: what noise leaves", "{:.2f}"),
+    ("studies/epi_real", "new_task_full_tokens", "SmolLM2-135M, four tasks, tokens right: full fine-tuning", "{:.1%}"),
+    ("studies/epi_real", "new_task_epi_tokens", "the same with evolving isolation, a third of the rate", "{:.1%}"),
+    ("studies/epi_real", "forgetting_full_tokens", "tokens forgotten: full fine-tuning", "{:.1%}"),
+    ("studies/epi_real", "forgetting_epi_tokens", "the same with evolving isolation", "{:.1%}"),
+    ("studies/epi_real", "final_epi_minus_tuned_lr_tokens", "in the end: isolation minus the tuned rate", "{:+.1%}"),
+    ("studies/epi_real", "final_epi_minus_random_tokens", "in the end: isolation minus random masks", "{:+.1%}"),
     ("studies/sweep_isolation", "trials", "sweep of isolation schedules, two tasks, micro: trials", "{:,.0f}"),
     (
         "studies/sweep_isolation",

@@ -85,6 +85,17 @@ def test_noise_is_measured_beside_the_drift():
     assert moved["halves_first"] < 0.5 * moved["noise_ceiling"]
 
 
+def test_noise_is_not_measured_before_both_halves_have_seen_a_step():
+    """The first mask comes after one step; the second is then the first of which there are two halves."""
+    params = make_params()
+    optimizer = isolated(params, protect=0.3, warmup=1, refresh_every=1, beta=0.9, measure_noise=True)
+    train(params, optimizer, 6)
+    first, *rest = optimizer.isolation.log
+    assert (first["noise_ceiling"], first["halves_first"]) == (None, None)
+    assert all(0 < row["halves_first"] <= 1 for row in rest)
+    assert all(0 < row["noise_ceiling"] <= 1 for row in rest)
+
+
 def test_measuring_noise_changes_no_mask():
     found = []
     for measure in (False, True):

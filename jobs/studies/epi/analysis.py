@@ -100,6 +100,9 @@ def beyond_front(runs: Sequence[Run], arm: str, front: Sequence[str], at: Callab
 def drift(runs: Sequence[Run], arm: str) -> dict[str, Figure]:
     """Overlap of the last mask with the first, from disjoint batches, and the ceiling that noise sets to it."""
     last = [run["masks"][-1] for run in by_key(runs, arm).values()]
+    last = [mask for mask in last if mask["halves_first"]]  # the first mask may have come after a single step
+    if not last:
+        return {}
     return {
         "drift_overlap": interval([mask["halves_first"] for mask in last]),
         "drift_noise_ceiling": interval([mask["noise_ceiling"] for mask in last]),

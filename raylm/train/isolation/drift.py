@@ -62,9 +62,12 @@ def noise(halves: tuple[Masks, Masks], parts: Sequence[Part]) -> dict[str, Any]:
     """Overlap of masks from the even and from the odd steps: what noise alone leaves of it.
 
     `halves_first` is that of the odd steps' mask now with the even steps' first one: with the same samples behind each
-    it falls below `noise_ceiling` only where importance has moved.
+    it falls below `noise_ceiling` only where importance has moved. Both are None while one half has seen no step.
     """
     even, odd = halves
+    marked = total(torch.tensor([sum(map(ones, half)) for half in halves], dtype=torch.float64))
+    if not marked.all():
+        return {"noise_ceiling": None, "halves_first": None}
     for part, mask in zip(parts, even, strict=True):
         if part.first_even is None:
             part.first_even = mask.cpu().clone()
