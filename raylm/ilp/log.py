@@ -138,7 +138,7 @@ def _read_lines(path: str, data: bytes) -> Log:
     cut = ""
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8", "replace"))  # a cut may be within a character
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise UserError(f"log={path}:{number}: not valid JSON ({error.msg}); mend or remove the line") from None

@@ -57,6 +57,15 @@ def test_a_line_that_was_cut_off_is_said_and_the_rest_is_read(tmp_path):
     assert found.truncated == "its last line, 3, is cut off"
 
 
+def test_a_line_that_was_cut_within_a_character_is_one_that_was_cut_off(tmp_path):
+    lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows("é", 2.0, 1.0)]
+    half = lines[0][: lines[0].index("é".encode()) + 1]
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join([*lines, half]))
+    found, _ = log.read(str(tmp_path / "log.jsonl"))
+    assert found.paths["é"].losses == (2.0, 1.0)
+    assert found.truncated == "its last line, 3, is cut off"
+
+
 def test_a_log_that_ends_early_is_truncated():
     assert log.of_rows(rows("a", 1.0, 1.0), steps=9).truncated == "it ends at step 2 of 9"
 
