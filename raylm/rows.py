@@ -30,8 +30,7 @@ def read_rows(field: str, path: str, what: str = "rows") -> tuple[Rows, str]:
     Raises:
         UserError: there is no such file, it is damaged, it holds no rows, or a line is no JSON object.
     """
-    folder, _, file = path.rpartition("/")
-    store = Store(folder or ("/" if path.startswith("/") else "."))
+    store, file = Store.of_file(path)
     if not store.exists(file):
         raise UserError(f"{field}={path}: no such file; give a JSONL or Parquet file of {what}")
     data = store.read_bytes(file)
@@ -39,6 +38,20 @@ def read_rows(field: str, path: str, what: str = "rows") -> tuple[Rows, str]:
     if not rows:
         raise UserError(f"{field}={path}: holds no {what}")
     return rows, hashlib.sha256(data).hexdigest()[:16]
+
+
+def read_texts(field: str, path: str) -> list[str]:
+    """The texts of documents, rows with `text`.
+
+    Raises:
+        UserError: as `read_rows`, or a row has no text.
+    """
+    found = []
+    for place, row in read_rows(field, path, "documents")[0]:
+        if not isinstance(row.get("text"), str) or not row["text"].strip():
+            raise UserError(f"{field}: {place}: no field 'text' with a text")
+        found.append(row["text"])
+    return found
 
 
 def lines_of(data: bytes) -> list[bytes]:

@@ -68,12 +68,18 @@ class Store:
         Raises:
             UserError: the URL's protocol is unknown or its package is not installed.
         """
-        self.url = str(url).rstrip("/")
+        self.url = str(url).rstrip("/") or ("/" if url else "")
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise UserError(f"{url}: {error} (install the filesystem's fsspec package or use a local path)") from None
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+
+    @classmethod
+    def of_file(cls, path: str) -> tuple[Store, str]:
+        """The store of the directory that a file lies in, and the file's name there."""
+        folder, _, name = path.rpartition("/")
+        return cls(folder or ("/" if path.startswith("/") else ".")), name
 
     @property
     def place(self) -> str:

@@ -108,3 +108,14 @@ def test_damaged_json_names_the_file(tmp_path):
     store.write_bytes("manifest.json", b'{"stage": ')
     with pytest.raises(UserError, match=r"manifest\.json"):
         store.manifest()
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "name"),
+    [("a/b.jsonl", "a", "b.jsonl"), ("b.jsonl", "", "b.jsonl"), ("/b.jsonl", "/", "b.jsonl")],
+)
+def test_a_file_lies_in_a_store(path, folder, name):
+    """At the root of the disk too."""
+    store, found = Store.of_file(path)
+    assert found == name
+    assert store.path(found) == os.path.abspath(os.path.join(folder, name))

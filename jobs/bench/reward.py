@@ -20,7 +20,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -122,16 +122,28 @@ async def _judge(pairs: Sequence[dict[str, Any]], tokens: int, threads: int) -> 
     said = await asyncio.gather(*(_judged(model, request, tokens) for request in requests))
     seconds = time.process_time() - start
     await model.close()
-    right = [0.5 if not choice else float((choice == "A") == bool(n % 2)) for n, (choice, *_) in enumerate(said)]
+    right = [float((each.choice == "A") == bool(n % 2)) if each.choice else 0.5 for n, each in enumerate(said)]
     return {
-        "seconds": seconds, "undecided": sum(not choice for choice, *_ in said), "accuracy": sum(right) / len(pairs),
-        "forced": sum(forced for _, forced, *_ in said), "tokens": sum(each[2] for each in said),
-        "generated": sum(each[3] for each in said),
+        "seconds": seconds, "undecided": sum(not each.choice for each in said), "accuracy": sum(right) / len(pairs),
+        "forced": sum(each.forced for each in said), "tokens": sum(each.tokens for each in said),
+        "generated": sum(each.generated for each in said),
     }  # fmt: skip
 
 
-async def _judged(model: Engine, request: list[int], tokens: int) -> tuple[str, bool, int, int]:
-    """Verdict on a pair, whether it was asked for, and tokens read or written, and written.
+class Verdict(NamedTuple):
+    """What the judge says of a pair."""
+
+    choice: str
+    """A, B, or nothing."""
+    forced: bool
+    """Whether it had to be made to choose."""
+    tokens: int
+    """Read and written."""
+    generated: int
+
+
+async def _judged(model: Engine, request: list[int], tokens: int) -> Verdict:
+    """A verdict on a pair.
 
     A judge that has reached no verdict after its tokens is made to name one: its reasoning is ended for it. What it
     read before is not counted twice.
@@ -140,12 +152,13 @@ async def _judged(model: Engine, request: list[int], tokens: int) -> tuple[str, 
     found = re.findall(r"[Bb]etter:?\s*(?:[Rr]esponse\s*)?([AB])\b", first.completions[0].text)
     spent, written = first.prompt_tokens + first.generated_tokens, first.generated_tokens
     if found:
-        return found[-1], False, spent, written
+        return Verdict(found[-1], False, spent, written)
     more = model.tokenizer.encode("\nBetter: Response", add_special_tokens=False)
     thought = [token for token in first.completions[0].token_ids if token != model.tokenizer.eos_token_id]
     last = await model.generate([*request, *thought, *more], Sampling(temperature=0.0, max_tokens=1))
     named = re.match(r"\s*([AB])", last.completions[0].text)
-    return named[1] if named else "", True, spent + len(more) + last.generated_tokens, written + last.generated_tokens
+    more_tokens = len(more) + last.generated_tokens
+    return Verdict(named[1] if named else "", True, spent + more_tokens, written + last.generated_tokens)
 
 
 def _pairs(count: int) -> list[dict[str, Any]]:

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from raylm.errors import UserError
 from raylm.ilp.config import DiagnoseConfig
 from raylm.ilp.items import Item
 from raylm.ilp.measure import Ask, units
 from raylm.ilp.workers import AnswerWorker
-from raylm.rows import read_rows
+from raylm.rows import read_texts
 from raylm.tasks.answers import extract_answer, normalize_text
 
 PROMPT = (
@@ -54,11 +53,7 @@ def _found(
     """The corpus documents nearest to each sample's question and answer; a document comes once."""
     import faiss
 
-    plain = []
-    for place, row in read_rows("repair.corpus", corpus, "documents")[0]:
-        if not isinstance(row.get("text"), str) or not row["text"].strip():
-            raise UserError(f"repair.corpus: {place}: no field 'text' with a text")
-        plain.append(row["text"])
+    plain = read_texts("repair.corpus", corpus)
     vectors = encode(plain)
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)

@@ -92,8 +92,7 @@ def read(path: str) -> tuple[Log, str]:
         if not store.exists("data/samples.parquet"):
             raise UserError(f"log={path}: an artefact of {manifest.stage}, which keeps no log of samples")
         return of_rows(_columns(store.read_table("data/samples.parquet"), path), manifest.rows), manifest.digest()
-    folder, _, name = path.rpartition("/")
-    file = Store(folder or ".")
+    file, name = Store.of_file(path)
     if not file.exists(name):
         raise UserError(f"log={path}: no such file (the training's artefact, or a Parquet or JSONL file of samples)")
     from raylm.train.data import file_digest

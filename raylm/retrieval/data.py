@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylm.errors import UserError
+from raylm.rows import lines_of
 from raylm.storage import Store
 
 Judgments = dict[str, dict[str, int]]
@@ -111,8 +112,8 @@ class Collection:
             known = ", ".join(self.splits()) or "none"
             raise UserError(f"{self.path}: no judgments qrels/{split}.tsv; there are: {known}")
         found: Judgments = {}
-        lines = self.store.read_bytes(f"qrels/{split}.tsv").decode("utf-8", "replace").split("\n")
-        for number, line in enumerate((line.removesuffix("\r") for line in lines), start=1):
+        for number, data in enumerate(lines_of(self.store.read_bytes(f"qrels/{split}.tsv")), start=1):
+            line = data.decode("utf-8", "replace")
             columns = line.split("\t") if "\t" in line else line.split()
             if not line.strip() or (number == 1 and columns[0] in ("query-id", "qid", "query_id")):
                 continue

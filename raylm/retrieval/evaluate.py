@@ -101,11 +101,11 @@ def ranked(
     for file in store.names(PARTS):
         rankings |= {query: [Hit(*hit) for hit in hits] for query, hits in store.read_json(f"{PARTS}/{file}").items()}
     rest = [name for name in names if name not in rankings]
-    ask_for = _asker(collection, config) if rest else None
+    ask_for = _asker(collection, config)
     with Progress("evaluate-retrieval", len(rest), "queries") as progress:
         for start in range(0, len(rest), BATCH):
             part = rest[start : start + BATCH]
-            found = dict(zip(part, ask_for([queries[name] for name in part]), strict=True))  # type: ignore[misc]
+            found = dict(zip(part, ask_for([queries[name] for name in part]), strict=True))
             rankings |= found
             store.write_json(f"{PARTS}/{len(rankings):09d}.json", found)
             progress.advance(len(part))
@@ -221,8 +221,7 @@ def _identity(config: EvaluateRetrievalConfig) -> dict[str, str]:
 
 
 def _bytes(path: str, field: str) -> bytes:
-    folder, _, file = path.rpartition("/")
-    store = Store(folder or ("/" if path.startswith("/") else "."))
+    store, file = Store.of_file(path)
     if not store.exists(file):
         raise UserError(f"{field}={path}: no such file")
     return store.read_bytes(file)

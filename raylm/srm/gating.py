@@ -65,19 +65,12 @@ def _losses(
     config, (learned, held) = material.config, parts
     pieces = max(1, -(-len(learned.pairs) // config.batch_size))
     own = Phase("fusion", -1, learned, 0, phase.epochs, pieces)
-    groups = [
-        {"params": [p for p in fusion.parameters() if (p.dim() < 2) == flat], "weight_decay": decay,
-         "peak": config.fusion_lr}
-        for flat, decay in ((False, config.weight_decay), (True, 0.0))
-    ]  # fmt: skip
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.fusion_lr)
-    fusion.requires_grad_(True)
+    optimizer = phases.fusion_optimizer(fusion, config)
     found = []
     torch.manual_seed(config.seed)  # of what dropout leaves out
     for step in range(own.end):
         pairs, _ = own.batch(step, config.seed)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * phases.rate(step, own, config.warmup_share)
+        phases.set_rate(optimizer, step, own, config.warmup_share)
         loss = fitting.fusion_loss(material, values, learned, pairs, count=len(pairs), epoch=0, fusion=fusion)
         optimizer.zero_grad()
         loss.backward()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -94,11 +94,29 @@ def optimizer(structure: Structure, phase: Phase, config: RewardConfig) -> torch
             module.get_input_embeddings().requires_grad_(False)  # the gate reads them, the same in every fold
             if getattr(module, "pooler", None) is not None:
                 module.pooler.requires_grad_(False)  # no loss reaches it
-        for flat, decay in ((False, config.weight_decay), (True, 0.0)):
-            params = [param for param in module.parameters() if param.requires_grad and (param.dim() < 2) == flat]
-            if params:
-                groups.append({"params": params, "lr": lr, "peak": lr, "weight_decay": decay})
+        groups += _groups(module, lr, config.weight_decay)
     return torch.optim.AdamW(groups)
+
+
+def fusion_optimizer(fusion: torch.nn.Module, config: RewardConfig) -> torch.optim.Optimizer:
+    """AdamW over a fusion alone."""
+    return torch.optim.AdamW(_groups(fusion.requires_grad_(True), config.fusion_lr, config.weight_decay))
+
+
+def _groups(module: torch.nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """What of a module trains, as groups with and without decay."""
+    found = []
+    for flat, decay in ((False, weight_decay), (True, 0.0)):
+        params = [param for param in module.parameters() if param.requires_grad and (param.dim() < 2) == flat]
+        if params:
+            found.append({"params": params, "lr": lr, "peak": lr, "weight_decay": decay})
+    return found
+
+
+def set_rate(optimizer: torch.optim.Optimizer, step: int, phase: Phase, warmup_share: float) -> None:
+    """Give every group its learning rate at a step of the run."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * rate(step, phase, warmup_share)
 
 
 def rate(step: int, phase: Phase, warmup_share: float) -> float:

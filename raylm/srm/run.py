@@ -116,8 +116,7 @@ class Run:
         assert self.optimizer is not None
         pairs, rated = phase.batch(step, self.config.seed)
         torch.manual_seed(_mixed(self.config.seed, step, self.rank))  # dropout, the same after a resume
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * phases.rate(step, phase, self.config.warmup_share)
+        phases.set_rate(self.optimizer, step, phase, self.config.warmup_share)
         if self.structure.training != (learns := self.config.tune and phase.kind == "branches"):
             self.structure.train(learns)
         own, counts = (pairs[self.rank :: self.world], rated[self.rank :: self.world]), (len(pairs), len(rated))

@@ -84,8 +84,7 @@ def file_digest(path: str) -> str:
     Raises:
         UserError: no such file.
     """
-    folder, _, name = path.rpartition("/")
-    store = Store(folder or ".")
+    store, name = Store.of_file(path)
     if not store.exists(name):
         raise UserError(f"{path}: no such file")
     return hashlib.sha256(store.read_bytes(name)).hexdigest()[:16]
@@ -149,8 +148,8 @@ def collate(samples: list[Sample], padding: int, packed: bool = False) -> dict[s
     return {"ids": ids, "labels": labels, "owner": owner, "mask": mask}
 
 
-def _check(row: Any, place: str) -> None:
-    messages = row.get("messages") if isinstance(row, dict) else None
+def _check(row: dict[str, Any], place: str) -> None:
+    messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{place}: no field 'messages' with a list of turns")
     for turn in messages:

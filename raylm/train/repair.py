@@ -18,7 +18,7 @@ from pydantic import Field
 
 from raylm.config import Config, build
 from raylm.errors import UserError
-from raylm.rows import read_rows
+from raylm.rows import read_texts
 from raylm.storage import Store
 from raylm.train.config import FinetuneConfig
 from raylm.train.data import Sample, encode, file_digest, read_chains
@@ -113,8 +113,7 @@ def load(path: str) -> tuple[RepairPlan, str]:
     Raises:
         UserError: no such file, or it is not a plan.
     """
-    folder, _, name = path.rpartition("/")
-    store = Store(folder or ".")
+    store, name = Store.of_file(path)
     if not store.exists(name):
         raise UserError(f"plan={path}: no such file (diagnose writes plan.json)")
     plan = build(RepairPlan, store.read_json(name), where=f"plan={path}")
@@ -250,10 +249,7 @@ def apart(order: np.ndarray, rivals: dict[int, frozenset[int]], batch: int, carr
 def _documents(path: str, task: str, tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig) -> list[Sample]:
     """Documents as samples whose every token is a label; long ones are cut into pieces of at most `max_length`."""
     found = []
-    for number, (place, row) in enumerate(read_rows("documents", path, "documents")[0], 1):
-        text = row.get("text")
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{place}: no field 'text' with a text")
+    for number, text in enumerate(read_texts("documents", path), 1):
         ids = tokenizer.encode(text, add_special_tokens=False)
         if tokenizer.eos_token_id is not None:
             ids = [*ids, tokenizer.eos_token_id]

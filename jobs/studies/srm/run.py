@@ -14,10 +14,11 @@ SEED.jsonl, and the same command goes on from them. Results: studies/results/srm
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from raylm.llm import models
 from raylm.srm.config import RewardConfig
 from raylm.srm.run import Run
 
+Make = Callable[[str, int, str, Path], list[dict[str, Any]]]
+"""Rows of a set, a seed, the encoder's directory and the study's folder."""
 SETTINGS: dict[str, Any] = {
     "epochs": 12, "fusion_epochs": 12, "batch_size": 64, "head_lr": 3e-4,
     "max_cut_share": 1.0, "min_gap": 0.5,
@@ -44,59 +47,60 @@ def main(names: Sequence[str], seeds: Sequence[int], out: Path, rows_only: bool,
     model = str(models.resolve_encoder("all-minilm-l6-v2").path)
     rows: list[dict[str, Any]] = []
     for name in names:
-        store = None
         for seed in seeds:
-            file = out / f"rows-{name}-{seed}.jsonl"
-            if not file.exists():
-                store = store or sets.Store(model, out / "features" / name, sets.SETS[name].max_length)
-                made = _seed(name, seed, model, store, out)
-                file.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in made))
-                file.with_suffix(".new").rename(file)
-            rows += [json.loads(line) for line in file.read_text().splitlines()]
-    for seed in seeds[:text_seeds] if "planted" in names else ():
-        file = out / f"rows-planted-text-{seed}.jsonl"
-        if not file.exists():
-            store = sets.Store(model, out / "features" / "planted", sets.SETS["planted"].max_length)
-            made = _text(seed, model, store, out)
-            file.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in made))
-            file.with_suffix(".new").rename(file)
-        rows += [json.loads(line) for line in file.read_text().splitlines()]
+            rows += _kept(out / f"rows-{name}-{seed}.jsonl", _seed, name, seed, model)
+        for seed in seeds[:text_seeds] if name == "planted" else ():
+            rows += _kept(out / f"rows-{name}-text-{seed}.jsonl", _text, name, seed, model)
     if not rows_only:
         figures, intervals = summarise(rows)
         print(results.write("studies/results/srm", figures, rows, intervals=intervals, seeds=seeds))
 
 
-def _text(seed: int, model: str, store: sets.Store, out: Path) -> list[dict[str, Any]]:
-    start, chosen = time.monotonic(), sets.SETS["planted"]
-    config = build(RewardConfig, {
-        **SETTINGS, **sets.files("planted", seed, out), "seed": seed, "branches": chosen.branches(),
-        "max_length": chosen.max_length, "fusion": {"kind": "text"}, "fusion_lr": 1e-3,
-    })  # fmt: skip
-    run = Run(config, model, known=store)
-    run.decides = {row["prompt"]: row["decides"] for row in sets.rows("planted")[0]}  # type: ignore[attr-defined]
-    run.train(lambda row: None, lambda step, state: None)
-    rows = [{"set": "planted", "seed": seed, **row} for row in text_arms(run, seed)]
-    said = {row["arm"]: round(row["pair_accuracy"], 3) for row in rows}
-    print(f"planted {seed} {said}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    return rows
+def _kept(file: Path, make: Make, name: str, seed: int, model: str) -> list[dict[str, Any]]:
+    """The rows of a file, made where it is not there."""
+    if not file.exists():
+        made = make(name, seed, model, file.parent)
+        file.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in made))
+        file.with_suffix(".new").rename(file)
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def _seed(name: str, seed: int, model: str, store: sets.Store, out: Path) -> list[dict[str, Any]]:
-    start, chosen = time.monotonic(), sets.SETS[name]
-    paths = sets.files(name, seed, out)
+@functools.lru_cache(maxsize=1)
+def _store(name: str, model: str, out: Path) -> sets.Store:
+    return sets.Store(model, out / "features" / name, sets.SETS[name].max_length)
+
+
+def _trained(name: str, seed: int, model: str, out: Path, **changes: Any) -> Run:
+    """A finished run on a set."""
+    chosen = sets.SETS[name]
     config = build(RewardConfig, {
-        **SETTINGS, **paths, "seed": seed, "branches": chosen.branches(), "pairs_from": chosen.pairs_from,
-        "max_length": chosen.max_length,
+        **SETTINGS, **sets.files(name, seed, out), "seed": seed, "branches": chosen.branches(),
+        "pairs_from": chosen.pairs_from, "max_length": chosen.max_length, **changes,
     })  # fmt: skip
-    run = Run(config, model, known=store)
+    run = Run(config, model, known=_store(name, model, out))
     if name == "planted":
         run.decides = {row["prompt"]: row["decides"] for row in sets.rows(name)[0]}  # type: ignore[attr-defined]
     run.train(lambda row: None, lambda step, state: None)
+    return run
+
+
+def _text(name: str, seed: int, model: str, out: Path) -> list[dict[str, Any]]:
+    start = time.monotonic()
+    run = _trained(name, seed, model, out, fusion={"kind": "text"}, fusion_lr=1e-3)
+    rows = [{"set": name, "seed": seed, **row} for row in text_arms(run, seed)]
+    said = {row["arm"]: round(row["pair_accuracy"], 3) for row in rows}
+    print(f"{name} {seed} {said}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    return rows
+
+
+def _seed(name: str, seed: int, model: str, out: Path) -> list[dict[str, Any]]:
+    start = time.monotonic()
+    run = _trained(name, seed, model, out)
     trained = time.monotonic() - start
     rows = []
-    for row in arms(run, chosen, seed):
+    for row in arms(run, sets.SETS[name], seed):
         if name == "qa_feedback" and row["arm"] in ("scalar", "srm"):
-            row["hhh_accuracy"] = elsewhere(run, store, sets.elsewhere())
+            row["hhh_accuracy"] = elsewhere(run, _store(name, model, out), sets.elsewhere())
         rows.append({"set": name, "seed": seed, **row})
         print(
             f"{name} {seed} {row['arm']}: {row['pair_accuracy']:.3f} {row.get('attribution_top1', '')}", file=sys.stderr
