@@ -35,7 +35,7 @@ class Progress:
     def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self._resumed = done, done
-        self._start = self._last_line = time.monotonic()
+        self._start = self._since = self._last_line = time.monotonic()
         self._note = ""
         self._bar: RichProgress | None = None
         self._ended = threading.Event()
@@ -67,9 +67,23 @@ class Progress:
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count finished units; `note` is shown beside them (a loss, an accuracy, tokens a second)."""
         self.done += count
+        self._show(note)
+
+    def reach(self, done: int, total: int, unit: str, note: str = "") -> None:
+        """Say how many units are finished.
+
+        Where nothing was counted before, or units of another kind, the rate begins here: what a stage needs to start,
+        and what a killed run has done before it, tells nothing of the units to come.
+        """
+        if unit != self.unit or self.done == self._resumed:
+            self.unit, self.total, self._resumed, self._since, self._note = unit, total, done, time.monotonic(), ""
+        self.done = done
+        self._show(note)
+
+    def _show(self, note: str) -> None:
         self._note = note or self._note
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, state=self._state())
+            self._bar.update(self._task, completed=self.done, total=self.total, state=self._state())
         elif time.monotonic() - self._last_line >= LINE_EVERY:
             self._print_line()
 
@@ -89,9 +103,10 @@ class Progress:
 
     def _state(self) -> str:
         new = self.done - self._resumed
-        if new <= 0 or self.elapsed <= 0:
+        seconds = time.monotonic() - self._since
+        if new <= 0 or seconds <= 0:
             return self._note
-        rate = new / self.elapsed
+        rate = new / seconds
         speed = f"{rate:.2f} {self.unit}/s" if rate >= 0.1 else f"{rate * 60:.1f} {self.unit}/min"
         left = f"ETA {format_seconds((self.total - self.done) / rate)}" if self.done < self.total else "done"
         return "  ".join(part for part in (speed, left, self._note) if part)

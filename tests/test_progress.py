@@ -38,3 +38,22 @@ def test_a_log_shows_life_while_nothing_is_finished(capsys, monkeypatch):
     with progress.Progress("explore", 2, "trees"):
         time.sleep(1.5)
     assert capsys.readouterr().err.splitlines()[0].startswith("explore: 0/2 trees in 1s")
+
+
+def test_units_of_another_kind_have_a_rate_of_their_own(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    with progress.Progress("train-reward", 420, "steps") as bar:
+        for at, *said in (
+            (60, 16, 480, "texts read"),
+            (62, 32, 480, "texts read"),
+            (100, 201, 420, "steps", "loss 0.7"),
+            (101, 211, 420, "steps", "loss 0.6"),
+        ):
+            now[0] = float(at)
+            bar.reach(*said)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "train-reward: 32/480 texts read in 1m02s  8.00 texts read/s  ETA 56s"
+    assert lines[2] == "train-reward: 201/420 steps in 1m40s  loss 0.7"
+    assert lines[3] == "train-reward: 211/420 steps in 1m41s  10.00 steps/s  ETA 21s  loss 0.6"

@@ -225,8 +225,9 @@ class Index:
             )
 
     def add(
-        self, ids: Sequence[str], texts: Sequence[str], vectors: np.ndarray, *, encoder: Encoder | str | None = None
-    ) -> Index:
+        self, ids: Sequence[str], texts: Sequence[str], vectors: np.ndarray, *, encoder: Encoder | str | None = None,
+        settle: bool = True,
+    ) -> Index:  # fmt: skip
         """The version with these documents; those whose ids are there already are replaced.
 
         Args:
@@ -234,6 +235,7 @@ class Index:
             texts: as many.
             vectors: [documents, dimension] by the index' encoder.
             encoder: what made the vectors, an encoder or its hash; refused where the index is of another.
+            settle: build everything again where the version is `crowded`, which takes as long as `build`.
 
         Raises:
             UserError: repeated ids, another encoder or dimension, vectors that are not finite or zero.
@@ -247,12 +249,13 @@ class Index:
         old = kept.tail
         merged = np.concatenate([old.vectors, found])
         tail = Tail((*old.ids, *ids), (*old.texts, *texts), merged, (*old.counts, *counts))
-        return replace(kept, tail=tail)._settled()
+        found = replace(kept, tail=tail)
+        return found.compacted() if settle and found.crowded else found
 
-    def delete(self, ids: Sequence[str]) -> tuple[Index, list[str]]:
-        """The version without these documents, and those of the ids that were not there."""
+    def delete(self, ids: Sequence[str], *, settle: bool = True) -> tuple[Index, list[str]]:
+        """The version without these documents, and those of the ids that were not there; `settle` as of `add`."""
         kept, unknown = self._without(ids)
-        return kept._settled(), unknown
+        return kept.compacted() if settle and kept.crowded else kept, unknown
 
     def compacted(self) -> Index:
         """The same documents with everything built anew."""
@@ -261,6 +264,16 @@ class Index:
         texts = [self.base.texts[row] for row in alive] + list(self.tail.texts)
         found = Index.build(self.ids, texts, vectors, source=self.source, settings=self.settings)
         return replace(found, facts={**self.facts, **found.facts})
+
+    @property
+    def waiting(self) -> int:
+        """Documents that were put in or taken out since everything was built."""
+        return len(self.tail.ids) + len(self.dead)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much waits that everything should be built again."""
+        return self.waiting > min(_TAIL_MAX, max(_TAIL_MIN, self.settings.compact_at * len(self)))
 
     @cached_property
     def _later(self) -> dict[str, int]:
@@ -326,8 +339,3 @@ class Index:
             names, texts = (tuple(column[n] for n in keep) for column in (tail.ids, tail.texts))
             tail = Tail(names, texts, tail.vectors[keep], tuple(tail.counts[n] for n in keep))
         return replace(self, tail=tail, dead=self.dead | frozenset(in_base.values())), unknown
-
-    def _settled(self) -> Index:
-        waiting = len(self.tail.ids) + len(self.dead)
-        limit = min(_TAIL_MAX, max(_TAIL_MIN, self.settings.compact_at * len(self)))
-        return self.compacted() if waiting > limit else self

@@ -106,6 +106,8 @@ def _options(config: ServeConfig, name: str, models: dict[str, Any]) -> dict[str
             min_replicas=scaling.min_replicas,
             max_replicas=scaling.max_replicas,
             target_ongoing_requests=scaling.target_ongoing_requests,
+            upscale_delay_s=scaling.up_seconds,
+            downscale_delay_s=scaling.down_seconds,
         ),
         "health_check_period_s": 5,
         "health_check_timeout_s": 30,

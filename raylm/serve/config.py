@@ -128,6 +128,10 @@ class Scaling(Config):
     """At most; between them Serve scales by the requests in flight."""
     target_ongoing_requests: float = 32.0
     """In flight in each replica, which scaling aims at."""
+    up_seconds: float = 30.0
+    """For which more must be in flight before a replica is added."""
+    down_seconds: float = 600.0
+    """For which less must be in flight before a replica goes."""
     cpus: float = 1.0
     """Of a replica; also its torch threads."""
     gpus: float = 0.0

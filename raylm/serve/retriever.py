@@ -119,11 +119,21 @@ class Retriever:
         Raises:
             UserError: the index is of another encoder, or the journal is damaged.
         """
-        self.encoder, self.index, self.journal = encoder, index, journal
+        from raylm.retrieval.live import LiveIndex
+
+        self.encoder, self.journal = encoder, journal
         self.revision, self.width = encoder.hash, encoder.dimension
         if index is not None:
             index.check_encoder(encoder)
+        self._live = None if index is None else LiveIndex(index)
         self.catch_up()
+        if self._live is not None:
+            self._live.settle()
+
+    @property
+    def index(self) -> Index | None:
+        """The newest version that is in memory."""
+        return None if self._live is None else self._live.current
 
     def encode(self, texts: Sequence[str], kind: Kind) -> np.ndarray:
         """Vectors, [texts, dimension]."""
@@ -131,9 +141,9 @@ class Retriever:
 
     def catch_up(self) -> Index | None:
         """The index at the end of the journal."""
-        index = self.index
-        if self.journal is None or index is None:
-            return index
+        live = self._live
+        if self.journal is None or live is None:
+            return self.index
         last: dict[str, tuple[Entry, int]] = {}
         for entry in self.journal.read():
             for place, id in enumerate(entry.ids):
@@ -141,13 +151,16 @@ class Retriever:
                 last[id] = entry, place
         gone = [id for id, (entry, _) in last.items() if entry.texts is None]
         kept = {id: entry.only(place) for id, (entry, place) in last.items() if entry.texts is not None}
-        if gone:
-            index, _ = index.delete(gone)
-        if kept:
-            texts = [text for entry in kept.values() for text in entry.texts or ()]
-            index = index.add(list(kept), texts, self._vectors(list(kept.values()), texts))
-        self.index = index
-        return index
+        if not last:
+            return live.current
+        texts = [text for entry in kept.values() for text in entry.texts or ()]
+        vectors = self._vectors(list(kept.values()), texts) if kept else None
+
+        def change(index: Index) -> Index:
+            index, _ = index.delete(gone, settle=False)
+            return index if vectors is None else index.add(list(kept), texts, vectors, settle=False)
+
+        return live.change(change)
 
     def write(self, jobs: Sequence[WriteJob]) -> list[Written]:
         """Have documents on disk and in the index; one wait for the disk serves all jobs."""

@@ -16,6 +16,8 @@ from raylm.srm.data import Text
 from raylm.train.isolation.collectives import everyones
 
 CHUNK, BATCH = 256, 16
+Count = Callable[[int, int], None]
+"""Gets how many texts are done, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,14 @@ def compute(
     *,
     folder: Path | None = None,
     ranks: tuple[int, int] = (0, 1),
-    on_chunk: Callable[[int], None] | None = None,
+    tell: Count | None = None,
 ) -> Features:
     """Features of texts, with notes behind their prompts where they are given.
 
     Args:
         folder: where chunks are kept, on a disk that all ranks share; None keeps none, and each rank computes all.
         ranks: this rank, and how many there are: each computes its share of the chunks and reads the others'.
-        on_chunk: gets the number of texts of each chunk that this rank computed.
+        tell: gets how many texts this rank has computed, and how many it has to, after every batch.
     """
     rank, world = ranks if folder is not None else (0, 1)
     rows = zip(texts, notes or [""] * len(texts), strict=True)
@@ -58,17 +60,22 @@ def compute(
     chunks = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
     files = [_file(folder, [pairs[place] for place in chunk]) for chunk in chunks]
     found: dict[int, dict[str, torch.Tensor]] = {}
-    for number in range(rank, len(chunks), world):
+    own = [number for number in range(rank, len(chunks), world) if not ((file := files[number]) and file.is_file())]
+    done, count = 0, sum(len(chunks[number]) for number in own)
+
+    def on_batch(size: int) -> None:
+        nonlocal done
+        done += size
+        if tell is not None:
+            tell(done, count)
+
+    for number in own:
         file = files[number]
-        if file is not None and file.is_file():
-            continue
-        found[number] = _chunk(backbone, [pairs[place] for place in chunks[number]])
+        found[number] = _chunk(backbone, [pairs[place] for place in chunks[number]], on_batch)
         if file is not None:
             scratch = file.with_suffix(f".{rank}")
             save_file(found.pop(number), scratch)
             scratch.rename(file)
-        if on_chunk is not None:
-            on_chunk(len(chunks[number]))
     if folder is not None:
         everyones(None)  # until the others' chunks are there
     raw, contexts = torch.zeros(len(texts), backbone.width), torch.zeros(len(texts), backbone.hidden)
@@ -79,14 +86,17 @@ def compute(
 
 
 @torch.no_grad()
-def _chunk(backbone: Backbone, pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
+def _chunk(backbone: Backbone, pairs: Sequence[Pair], on_batch: Callable[[int], None]) -> dict[str, torch.Tensor]:
     training = backbone.training
     backbone.eval()
-    batches = [pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)]
-    raw = torch.cat([backbone.features(backbone.batch(batch)).cpu() for batch in batches])
-    contexts = torch.cat([backbone.contexts(batch).cpu() for batch in batches])
+    raw, contexts = [], []
+    for start in range(0, len(pairs), BATCH):
+        batch = pairs[start : start + BATCH]
+        raw.append(backbone.features(backbone.batch(batch)).cpu())
+        contexts.append(backbone.contexts(batch).cpu())
+        on_batch(len(batch))
     backbone.train(training)
-    return {"raw": raw, "contexts": contexts}
+    return {"raw": torch.cat(raw), "contexts": torch.cat(contexts)}
 
 
 def _file(folder: Path | None, pairs: Sequence[Pair]) -> Path | None:

@@ -17,6 +17,8 @@ from raylm.srm.structure import Structure
 
 Known = Callable[[Sequence[Text]], cache.Features]
 """Features of texts by the untouched backbone, where the caller has them."""
+Tell = Callable[[str, int, int], None]
+"""Gets what is counted, how much of it is done, and of how much."""
 SAMPLE = 512
 """Texts that a tuned backbone's features are standardised by."""
 
@@ -26,7 +28,7 @@ class Material:
 
     def __init__(
         self, config: RewardConfig, structure: Structure, data: Data, *, ranks: tuple[int, int] = (0, 1),
-        folder: Path | None = None, known: Known | None = None,
+        folder: Path | None = None, known: Known | None = None, tell: Tell | None = None,
     ) -> None:  # fmt: skip
         """Read all texts once.
 
@@ -34,12 +36,13 @@ class Material:
             ranks: this rank, and how many there are.
             folder: where features are kept until the run has ended; None keeps none.
             known: see `Known`.
+            tell: see `Tell`.
 
         Raises:
             UserError: more responses than `max_cut_share` are cut, or a tool says nothing or the same of all texts.
         """
         self.config, self.structure, self.data, self.ranks, self.folder = config, structure, data, ranks, folder
-        self.device = structure.backbone.device
+        self.device, self._tell = structure.backbone.device, tell
         self.tokens = [structure.backbone.tokenize(*text) for text in data.texts] if config.tune or not known else []
         self.cut = self._cuts()
         if config.tune:
@@ -48,7 +51,7 @@ class Material:
         elif known is not None:
             self.features = known(data.texts)
         else:
-            self.features = cache.compute(structure.backbone, data.texts, folder=folder, ranks=ranks)
+            self.features = self._read()
         self.trained = np.unique([*data.train.pairs.flatten(), *data.train.rated]).astype(np.int64)
         if not config.retrain:
             self._standardise()
@@ -121,9 +124,17 @@ class Material:
                 kept = values.masked_fill(drop, torch.nan)
             fusion, places = self.structure.fusion, np.arange(len(self.data.texts))
             notes = fusion.notes(self.inputs(places), kept)  # type: ignore[operator]
-            folder, backbone = self.folder, self.structure.backbone
-            self._second[draw] = cache.compute(backbone, self.data.texts, notes, folder=folder, ranks=self.ranks).raw
+            self._second[draw] = self._read(notes).raw
         return self._second[draw]
+
+    def _read(self, notes: Sequence[str] = ()) -> cache.Features:
+        """Features of all texts, with notes behind their prompts where they are given."""
+        body, tell = self.structure.backbone, self._count("texts read again" if notes else "texts read")
+        return cache.compute(body, self.data.texts, notes, folder=self.folder, ranks=self.ranks, tell=tell)
+
+    def _count(self, unit: str) -> cache.Count | None:
+        tell = self._tell
+        return None if tell is None else lambda done, count: tell(unit, done, count)
 
     def _standardise(self) -> None:
         structure, places = self.structure, self.trained
@@ -150,7 +161,8 @@ class Material:
         if self.structure.writer is None:
             return {}
         prompts, responses = zip(*self.data.texts, strict=True)
-        return self.structure.writer.write(self.structure.specs, prompts, responses)
+        tell = self._count("side texts")
+        return self.structure.writer.write(self.structure.specs, prompts, responses, tell)
 
     def _base_values(self) -> torch.Tensor:
         places = np.arange(len(self.data.texts))

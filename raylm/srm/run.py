@@ -15,7 +15,7 @@ from raylm.srm import backbone, calibration, diagnosis, fitting, gating, phases
 from raylm.srm.config import RewardConfig
 from raylm.srm.data import Data, Part, fold_of, load, ranged
 from raylm.srm.fusion import AdditiveFusion, TextFusion
-from raylm.srm.material import Known, Material
+from raylm.srm.material import Known, Material, Tell
 from raylm.srm.model import RewardModel
 from raylm.srm.phases import Phase
 from raylm.srm.structure import Structure
@@ -35,6 +35,7 @@ class Run:
         *,
         folder: Path | None = None,
         known: Known | None = None,
+        tell: Tell | None = None,
     ) -> None:
         """Begin a run, or go on from a checkpoint of any number of ranks.
 
@@ -45,6 +46,7 @@ class Run:
             saved: directory of the checkpoint.
             folder: where the frozen backbone's features are kept until the run has ended; None keeps none.
             known: features that the caller has.
+            tell: see `material.Tell`.
 
         Raises:
             UserError: as `data.load` and `Material`.
@@ -53,7 +55,7 @@ class Run:
         self.data: Data = load(config)
         torch.manual_seed(config.seed)
         self.structure = self._structure(model)
-        self.material = Material(config, self.structure, self.data, ranks=ranks, folder=folder, known=known)
+        self.material = Material(config, self.structure, self.data, ranks=ranks, folder=folder, known=known, tell=tell)
         self.material.scale_ratings(config.retrain or tuple(self.structure.trained))
         self.folds = fold_of(self.data.groups, config.folds, config.seed)
         self.phases = phases.plan(config, self.data.train, self.folds, bool(self.structure.trained))

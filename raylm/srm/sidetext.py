@@ -44,9 +44,13 @@ class AdapterWriter:
 
     @torch.inference_mode()
     def write(
-        self, specs: Sequence[BranchConfig], prompts: Sequence[Prompt], responses: Sequence[str]
+        self,
+        specs: Sequence[BranchConfig],
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        tell: Count | None = None,
     ) -> dict[str, list[str]]:
-        """Side texts of all text branches, by branch, in the order of the responses."""
+        """Side texts of all text branches, by branch, in the order of the responses; `tell` counts them."""
         own = [spec for spec in specs if spec.kind == "text"]
         asked = [
             (spec.name, chat.prompt_ids(self.tokenizer, self.ask(spec, prompt, response)))
@@ -59,6 +63,8 @@ class AdapterWriter:
             places = order[start : start + self.config.batch_size]
             for place, text in zip(places, self._generate([asked[place] for place in places]), strict=True):
                 said[place] = text
+            if tell is not None:
+                tell(start + len(places), len(order))
         count = len(responses)
         return {spec.name: said[number * count : (number + 1) * count] for number, spec in enumerate(own)}
 

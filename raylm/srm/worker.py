@@ -20,7 +20,8 @@ def train_loop(args: dict[str, Any]) -> None:
 
     config = RewardConfig.model_validate(args["config"])
     rank = Rank(args, config)
-    run = Run(config, args["model"], rank.place, rank.saved(), folder=rank.root / "train" / "features")
+    folder = rank.root / "train" / "features"
+    run = Run(config, args["model"], rank.place, rank.saved(), folder=folder, tell=rank.count)
     run.train(rank.teller("pairs", run.first, config.batch_size), rank.keep)
     if rank.number == 0:
         Store(args["root"]).write_json("log.json", run.finish(rank.root / "model"))

@@ -52,7 +52,8 @@ def fit(
     Args:
         loop: gets the arguments, and a `sink` actor whose `add` takes rows with step, loss and a rate by its unit,
             such as `tokens_per_second`; where there is an isolation mask, its `mask_overlap`; after a look also
-            `measures`, numbers by the names that the stage's config gives in `measures()`.
+            `measures`, numbers by the names that the stage's config gives in `measures()`. Its `count` takes what else
+            is counted: the unit, how many are done, and of how many.
         arguments: plain data; `root` is the stage's directory, below which Ray Train keeps its state in `train`.
         config: of the stage.
         title: of the progress bar.
@@ -103,10 +104,13 @@ def fit(
 
 
 class _Sink:
-    """Where rank 0 reports its steps."""
+    """Where rank 0 reports its steps, and how far it is with what comes before or between them."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+
+    def count(self, unit: str, done: int, total: int) -> None:
+        self.rows.append({"unit": unit, "done": done, "total": total})
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -124,16 +128,19 @@ class _Sink:
 def _watch(sink: Any, progress: Progress, stop: threading.Event) -> None:
     import ray
 
-    last = 0
+    last, steps = 0, progress.total
     while True:
         ended = stop.wait(1.0)
         for row in ray.get(sink.take.remote()):
+            if "unit" in row:
+                progress.reach(row["done"], row["total"], row["unit"])
+                continue
             rates = [f"{value:.0f} {key.replace('_per_second', '/s')}" for key, value in row.items() if "_per_" in key]
             if row["step"] <= last:  # repeated after a worker's death
                 continue
             for observer in _observers:
-                observer(row, progress.total)
-            progress.advance(row["step"] - last, ", ".join([f"loss {row['loss']:.3f}", *rates]))
+                observer(row, steps)
+            progress.reach(row["step"], steps, "steps", ", ".join([f"loss {row['loss']:.3f}", *rates]))
             last = row["step"]
         if ended:
             return

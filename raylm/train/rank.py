@@ -68,6 +68,11 @@ class Rank:
                 file.write(json.dumps({"step": row["step"], "pid": os.getpid()}) + "\n")
         self._sink.add.remote(row)
 
+    def count(self, unit: str, done: int, total: int) -> None:
+        """Tell how far something beside the steps is, such as texts that are read before; rank 0 alone does."""
+        if self.number == 0:
+            self._sink.count.remote(unit, done, total)
+
     def teller(self, unit: str, first: int, batch: int) -> Callable[[dict[str, Any]], None]:
         """`tell` with a rate from now on: steps after `first`, each of `batch` units."""
         start = time.monotonic()

@@ -193,6 +193,25 @@ def test_replicas_of_other_settings_take_over_without_a_failed_request(client, s
     check(answers, RewardModel.load(folder / "old"))
 
 
+def test_replicas_come_with_load_and_go_after_it_without_a_failed_request(client, serve, settings, folder):
+    scaling = {"max_replicas": 2, "target_ongoing_requests": 1, "up_seconds": 1, "down_seconds": 3}
+    changed = {
+        **settings,
+        "scaling": {**settings["scaling"], **scaling},
+        "reward": {"reward": {"path": str(folder / "old")}},
+    }
+    serve.run(app.build_all(build(ServeConfig, changed)), name="raylm", route_prefix="/")
+    until(lambda: len(replicas("Reward")) == 1)
+    with asking(client, PAIR) as answers:
+        with contextlib.ExitStack() as load:
+            others = [load.enter_context(asking(client, PAIR)) for _ in range(5)]
+            until(lambda: len(replicas("Reward")) == 2)
+        until(lambda: len(replicas("Reward")) == 1)
+        settled = len(answers)
+        until(lambda: len(answers) > settled + 3)
+    check([*answers, *(answer for other in others for answer in other)], RewardModel.load(folder / "old"))
+
+
 def test_acknowledged_documents_survive_a_killed_replica(client):
     """Documents are written while the replica is killed; those that were acknowledged are all found afterwards."""
     written, failed, stop = [], [], threading.Event()

@@ -247,3 +247,67 @@ def test_a_search_sees_one_version_while_others_are_put_in():
         reader.join()
     assert not wrong
     assert len(live.current) == count - 1
+
+
+def test_a_crowded_index_is_built_beside_its_use_and_loses_no_change(monkeypatch):
+    names, rows = [f"d{n:04d}" for n in range(600)], unit(600)
+    index = Index.build(names[:300], ["v0"] * 300, rows[:300], source=SOURCE)
+    began, go_on, compacted = threading.Event(), threading.Event(), Index.compacted
+
+    def slow(version):
+        began.set()
+        assert go_on.wait(30)
+        return compacted(version)
+
+    monkeypatch.setattr(Index, "compacted", slow)
+    live = LiveIndex(index)
+    live.add(names[300:], ["v1"] * 300, rows[300:])
+    assert began.wait(30)
+    live.add(names[:2], ["v2"] * 2, rows[:2])  # while it is built
+    assert live.delete(["d0003", "nobody"]) == ["nobody"]
+    assert live.current.waiting > 300
+    before = live.current.search(rows[:20], 5)
+    go_on.set()
+    after = live.settle()
+    assert after is live.current
+    assert after.waiting == 5  # two that were replaced, those in their place, one that was deleted
+    assert after.search(rows[:20], 5) == before
+    assert [after.text(name) for name in ("d0000", "d0002", "d0400")] == ["v2", "v0", "v1"]
+    assert "d0003" not in after
+
+
+def test_a_build_that_fails_leaves_the_index_in_use(monkeypatch, caplog):
+    names, rows = [f"d{n:04d}" for n in range(2000)], unit(2000)
+    attempts = []
+
+    def failing(version):
+        attempts.append(version.waiting)
+        raise MemoryError
+
+    monkeypatch.setattr(Index, "compacted", failing)
+    live = LiveIndex(Index.build(names[:300], ["v0"] * 300, rows[:300], source=SOURCE))
+    for start in range(300, 2000, 100):
+        live.add(names[start : start + 100], ["v1"] * 100, rows[start : start + 100])
+        live.settle()
+    assert len(live.current) == 2000
+    assert attempts == [300, 700, 1500]  # each time twice as much has to wait
+    assert "could not be built again" in caplog.text
+
+
+def test_what_is_being_built_does_not_undo_a_replacement(monkeypatch):
+    names, rows = [f"d{n:04d}" for n in range(600)], unit(600)
+    go_on, compacted = threading.Event(), Index.compacted
+
+    def slow(version):
+        assert go_on.wait(30)
+        return compacted(version)
+
+    monkeypatch.setattr(Index, "compacted", slow)
+    live = LiveIndex(Index.build(names[:300], ["v0"] * 300, rows[:300], source=SOURCE))
+    live.add(names[300:], ["v1"] * 300, rows[300:])
+    builder = live._builder
+    other = Index.build(["x"], ["other"], rows[:1], source=SOURCE)
+    live.replace(other)
+    go_on.set()
+    builder.join(30)
+    assert live.current is other
