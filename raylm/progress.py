@@ -36,7 +36,7 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.done, self._resumed = done, done
         self._start = self._since = self._last_line = time.monotonic()
-        self._note = ""
+        self._note, self._counted = "", False
         self._bar: RichProgress | None = None
         self._ended = threading.Event()
         if sys.stderr.isatty():
@@ -75,8 +75,9 @@ class Progress:
         Where nothing was counted before, or units of another kind, the rate begins here: what a stage needs to start,
         and what a killed run has done before it, tells nothing of the units to come.
         """
-        if unit != self.unit or self.done == self._resumed:
-            self.unit, self.total, self._resumed, self._since, self._note = unit, total, done, time.monotonic(), ""
+        if unit != self.unit or not self._counted:
+            self.unit, self.total, self._note = unit, total, ""
+            self._counted, self._resumed, self._since = True, done, time.monotonic()
         self.done = done
         self._show(note)
 

@@ -249,8 +249,8 @@ class Index:
         old = kept.tail
         merged = np.concatenate([old.vectors, found])
         tail = Tail((*old.ids, *ids), (*old.texts, *texts), merged, (*old.counts, *counts))
-        found = replace(kept, tail=tail)
-        return found.compacted() if settle and found.crowded else found
+        changed = replace(kept, tail=tail)
+        return changed.compacted() if settle and changed.crowded else changed
 
     def delete(self, ids: Sequence[str], *, settle: bool = True) -> tuple[Index, list[str]]:
         """The version without these documents, and those of the ids that were not there; `settle` as of `add`."""

@@ -125,7 +125,7 @@ class Run:
         loss = self._loss(phase, phase.part, own, counts, (step - phase.first) // phase.pieces)
         if not torch.isfinite(loss):
             texts = [self.data.texts[place][1][:40] for place in phase.part.pairs[pairs].flatten()[:4]]
-            raise FloatingPointError(f"step {step + 1} ({phase.title}): loss is {float(loss)}; among its texts {texts}")
+            raise FloatingPointError(f"step {step + 1} ({phase.title}): loss is {loss.item()}; among its texts {texts}")
         if loss.requires_grad:
             loss.backward()
         for param in (param for group in self.optimizer.param_groups for param in group["params"]):

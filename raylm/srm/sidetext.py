@@ -11,6 +11,7 @@ import torch
 from raylm.errors import UserError
 from raylm.llm import chat, models
 from raylm.srm.backbone import Prompt, as_text
+from raylm.srm.cache import Count
 from raylm.srm.config import BranchConfig, WriterConfig
 
 PLAIN = "__base__"

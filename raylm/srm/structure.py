@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -132,7 +132,11 @@ class Writer(Protocol):
     """Writes side texts; see `raylm.srm.sidetext`."""
 
     def write(
-        self, specs: Sequence[BranchConfig], prompts: Sequence[Prompt], responses: Sequence[str]
+        self,
+        specs: Sequence[BranchConfig],
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        tell: Callable[[int, int], None] | None = None,
     ) -> dict[str, list[str]]:
-        """Side texts of all text branches, by branch."""
+        """Side texts of all text branches, by branch; `tell` gets how many are written, and of how many."""
         ...

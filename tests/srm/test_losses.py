@@ -14,7 +14,7 @@ SCORES = st.lists(st.tuples(st.floats(-20, 20), st.floats(-20, 20)), min_size=1,
 
 @given(SCORES, st.floats(0, 3))
 def test_bradley_terry_is_cross_entropy_of_the_difference(pairs, margin):
-    chosen, rejected = torch.tensor(pairs).double().T
+    chosen, rejected = torch.tensor(pairs, dtype=torch.float64).T
     margins = torch.full((len(pairs),), margin).double()
     expected = functional.binary_cross_entropy_with_logits(chosen - rejected - margins, torch.ones_like(chosen))
     assert float(bradley_terry(chosen, rejected, margins)) == pytest.approx(float(expected))
@@ -22,7 +22,7 @@ def test_bradley_terry_is_cross_entropy_of_the_difference(pairs, margin):
 
 @given(SCORES, st.floats(-5, 5))
 def test_bradley_terry_does_not_see_a_common_level_and_centring_does(pairs, level):
-    chosen, rejected = torch.tensor(pairs).double().T
+    chosen, rejected = torch.tensor(pairs, dtype=torch.float64).T
     assert float(bradley_terry(chosen + level, rejected + level)) == pytest.approx(
         float(bradley_terry(chosen, rejected))
     )
