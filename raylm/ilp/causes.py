@@ -35,8 +35,8 @@ class Signals:
     """Whether that answer differs from the sample's."""
     base_familiarity: float | None = None
     """Mean log-probability of the question's least expected tokens under the base model, in nats."""
-    familiarity_rank: float | None = None
-    """Share of learned samples whose question is less familiar to it."""
+    unfamiliarity: float | None = None
+    """How far that lies below the lower quartile of learned samples', in their interquartile ranges."""
     prerequisite_accuracy: float | None = None
     """Of the base model, on the sample's own prerequisites."""
     divergence: float | None = None
@@ -130,7 +130,7 @@ def _prerequisite(signals: Signals, rules: RuleConfig) -> list[float | None]:
     unaware = below(signals.base_right, rules.base_right)
     if signals.prerequisite_accuracy is not None:
         return [unaware, below(signals.prerequisite_accuracy, rules.prerequisite_accuracy + 1e-9)]
-    return [unaware, below(signals.familiarity_rank, rules.familiarity)]
+    return [unaware, above(signals.unfamiliarity, rules.unfamiliar, 2 * rules.unfamiliar)]
 
 
 def _conflict(signals: Signals, rules: RuleConfig) -> list[float | None]:

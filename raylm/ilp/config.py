@@ -82,9 +82,11 @@ class RuleConfig(Config):
     0.2; the mean over samples, because a guesser among m answers passes at 10 with 1 - (1 - 1/m)^10)."""
     prerequisite_accuracy: float = Field(0.8, gt=0, le=1)
     """I: accuracy of the base model on a sample's own `prerequisites`, up to which it lacks them (P)."""
-    familiarity: float = Field(0.05, gt=0, lt=1)
-    """I, for samples without `prerequisites`: quantile, over learned samples, of how well the base model foresees the
-    question's least expected tokens, below which it has not met what is asked about (R: Min-K%, Shi et al. 2024)."""
+    unfamiliar: float = Field(3.0, gt=0)
+    """I, for samples without `prerequisites`: how far the base model's familiarity with a question, by its least
+    expected tokens (R: Min-K%, Shi et al. 2024), lies below the lower quartile of learned samples', in interquartile
+    ranges, where it has not met what is asked about (R: "far out" values, Tukey 1977). A quantile of the learned ones
+    would not do: they may be of the same kind, and learned nevertheless."""
     min_k: float = Field(0.2, gt=0, le=1)
     """I: share of the question's tokens, the least expected, that count (R: 20%)."""
     confident: float = Field(0.7, gt=0, le=1)

@@ -18,7 +18,7 @@ from raylm.ilp.neighbours import Pair
 from raylm.ilp.scoring import divergence_from
 
 ENOUGH = 20
-"""Learned samples from which on a quantile of them means something."""
+"""Learned samples from which on quartiles of them mean something."""
 
 
 class SignalMaker:
@@ -55,13 +55,13 @@ class SignalMaker:
                 prerequisites.
         """
         learned = [before[name]["familiarity"] for name, each in probed.items() if each.verdict == "learned"]
-        familiar = np.sort(np.asarray(learned, dtype=float))
+        quartiles = tuple(np.quantile(learned, (0.25, 0.75))) if len(learned) >= ENOUGH else ()
         return {
             item.id: Signals(
                 id=item.id,
                 **self._neighbours(item, probed[item.id].response),
                 **_belief(believed.get(item.id, ())),
-                **_knowledge(item, before[item.id], familiar, believed),
+                **_knowledge(item, before[item.id], quartiles, believed),
                 **self._path(item),
             )
             for item in items
@@ -116,15 +116,18 @@ def _belief(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _knowledge(
-    item: Item, score: Mapping[str, Any], familiar: np.ndarray, believed: Mapping[str, Any]
+    item: Item, score: Mapping[str, Any], quartiles: Sequence[float], believed: Mapping[str, Any]
 ) -> dict[str, Any]:
     """How familiar the question is to the base model, what it knows of the prerequisites, and how far it is off."""
     answers = [believed.get(f"{item.id}/{number}") for number in range(len(item.prerequisites))]
     needed = [bool(rows[0]["right"]) for rows in answers if rows]
-    rank = np.searchsorted(familiar, score["familiarity"]) / len(familiar) if len(familiar) >= ENOUGH else None
+    gap = None
+    if quartiles:
+        lower, upper = quartiles
+        gap = (lower - score["familiarity"]) / max(upper - lower, 1e-6)
     return {
         "base_familiarity": score["familiarity"],
-        "familiarity_rank": None if rank is None else float(rank),
+        "unfamiliarity": None if gap is None else float(gap),
         "prerequisite_accuracy": sum(needed) / len(needed) if needed else None,
         "divergence": divergence_from(math.exp(score["least"])),
     }

@@ -11,12 +11,12 @@ from raylm.ilp.config import CAUSES, RuleConfig
 
 RULES = RuleConfig()
 NEUTRAL = Signals(
-    id="a", contradiction=0.0, base_right=0.5, base_confidence=0.3, base_wrong=True, familiarity_rank=0.5,
+    id="a", contradiction=0.0, base_right=0.5, base_confidence=0.3, base_wrong=True, unfamiliarity=0.5,
     divergence=0.6, looks_right=0, exposures=4, falling=0.0,
 )  # fmt: skip
 PLANTED = {
     "inconsistency": {"contradiction": 0.95},
-    "prerequisite": {"base_right": 0.0, "familiarity_rank": 0.0},
+    "prerequisite": {"base_right": 0.0, "unfamiliarity": 5.0},
     "conflict": {"base_confidence": 0.9},
     "forgotten": {"looks_right": 3},
     "underfit": {"falling": 0.4},
@@ -24,7 +24,7 @@ PLANTED = {
 maybe = st.none() | st.floats(0, 1)
 signals = st.builds(
     Signals, id=st.just("a"), contradiction=maybe, base_right=maybe, base_confidence=maybe, divergence=maybe,
-    base_wrong=st.none() | st.booleans(), familiarity_rank=maybe, prerequisite_accuracy=maybe,
+    base_wrong=st.none() | st.booleans(), unfamiliarity=st.none() | st.floats(-3, 9), prerequisite_accuracy=maybe,
     looks_right=st.none() | st.integers(0, 5), falling=st.none() | st.floats(-1, 1),
 )  # fmt: skip
 
@@ -56,9 +56,9 @@ def test_without_a_log_two_causes_are_open_and_none_is_guessed():
 
 
 def test_prerequisites_that_are_given_count_instead_of_familiarity():
-    lacks = seen(base_right=0.0, familiarity_rank=0.9, prerequisite_accuracy=0.5)
+    lacks = seen(base_right=0.0, unfamiliarity=0.0, prerequisite_accuracy=0.5)
     assert attribute(lacks, RULES).cause == "prerequisite"
-    has = seen(base_right=0.0, familiarity_rank=0.0, prerequisite_accuracy=1.0)
+    has = seen(base_right=0.0, unfamiliarity=9.0, prerequisite_accuracy=1.0)
     assert attribute(has, RULES).cause == UNEXPLAINED
 
 

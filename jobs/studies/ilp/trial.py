@@ -28,7 +28,7 @@ from raylm.train.run import Run
 FIRST, REST = 24, 4
 """Passes over the first block of the stream, and over what follows it."""
 SETTINGS: dict[str, Any] = {
-    "engine": "torch", "workers": 1, "batch_size": 16, "micro_batch": 16, "lr": 1.2e-3, "warmup_share": 0.05,
+    "engine": "torch", "workers": 1, "batch_size": 16, "micro_batch": 16, "lr": 2e-3, "warmup_share": 0.05,
     "schedule": "cosine", "max_length": 64, "checkpoint_every": 1_000_000, "isolation": {"enabled": False},
     "order": "sequential",
 }  # fmt: skip

@@ -205,7 +205,7 @@ def _add_examples(page: Page, failed: list[dict[str, Any]]) -> None:
 def _signals(row: dict[str, Any]) -> list[tuple[str, str]]:
     shown = (
         "choice", "nll", "base_nll", "contradiction", "opponents", "base_answer", "base_confidence", "base_right",
-        "familiarity_rank", "prerequisite_accuracy", "divergence", "exposures", "looks_right", "last_seen", "falling",
+        "unfamiliarity", "prerequisite_accuracy", "divergence", "exposures", "looks_right", "last_seen", "falling",
     )  # fmt: skip
     return [(label(key), _shown(row[key])) for key in shown if row[key] not in (None, "", [])]
 
