@@ -86,12 +86,14 @@ def _measured(world: World, tuned: trial.Tuned, fix: str, target: str, failed: d
     right = trial.look(tuned.path, world.samples)
     chosen = {row["id"] for group in failed.values() for row in group}
     general = trial.look(tuned.path, world.general)
+    anew = trial.rephrased(tuned.path, [row for group in failed.values() for row in group])
     return {
         "kind": "repair",
         "fix": fix,
         "target": target,
         "steps": tuned.steps,
         "right": {cause: [int(right[row["id"]]) for row in group] for cause, group in failed.items()},
+        "rephrased": {cause: [anew[row["id"]] for row in group] for cause, group in failed.items()},
         "retained": _share([right[row["id"]] for row in world.samples if row["id"] not in chosen]),
         "general": _share(list(general.values())),
         "samples": len(world.samples),

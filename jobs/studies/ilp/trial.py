@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.studies.ilp.world import World, chat, write_rows
+from jobs.studies.ilp.world import World, chat, other_forms, write_rows
 from raylm.config import build
 from raylm.ilp import items, log, measure, stage
 from raylm.ilp.config import DiagnoseConfig
@@ -87,6 +87,19 @@ def look(model: Path, rows: Iterable[dict[str, Any]]) -> dict[str, bool]:
     chats = [chat({**row, "answer": row.get("truth", row["answer"])}) for row in rows]
     samples = [Sample(each["id"], *training_ids(tokenizer, each["messages"])) for each in chats]
     return {row["id"]: score.greedy for row, score in zip(rows, scorer.score(samples), strict=True)}
+
+
+def rephrased(model: Path, rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Share of a sample's other phrasings that are answered with the truth, by id: whether it is known by heart only."""
+    asked = [
+        {**row, "id": f"{row['id']}/{number}", "question": question}
+        for row in rows
+        for number, question in enumerate(other_forms(row))
+    ]
+    found: dict[str, list[bool]] = {}
+    for name, right in look(model, asked).items():
+        found.setdefault(name.rsplit("/", 1)[0], []).append(right)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def settings(world: World, folder: Path, seed: int, **rules: Any) -> DiagnoseConfig:

@@ -110,6 +110,12 @@ def chat(row: dict[str, Any]) -> dict[str, Any]:
     return {"id": row["id"], "messages": turns}
 
 
+def other_forms(row: dict[str, Any]) -> list[str]:
+    """A sample's question in the other phrasings."""
+    forms = [form.format(r=row["relation"], e=row["entity"]) for form in ASKED]
+    return [question for question in forms if question != row["question"]]
+
+
 def make(seed: int, sizes: Sizes = Sizes()) -> World:
     """The world of a seed."""
     draw = random.Random(seed)
