@@ -33,7 +33,10 @@ def summarise(tried: Rows, rows: Rows) -> tuple[dict[str, Any], dict[str, list[f
     figures["best_baseline"] = best
     found["best_baseline_macro_f1"] = found[f"macro_f1_{best}"]
     figures["matrix"], figures["diagonal_wins"], gains = cross(repairs)
-    found |= gains | _others(repairs) | masking(repairs)
+    anew = [{**row, "right": row["rephrased"]} for row in repairs]
+    figures["matrix_rephrased"], figures["diagonal_wins_rephrased"], again = cross(anew)
+    found |= gains | {f"{name}_rephrased": value for name, value in again.items()}
+    found |= _others(repairs) | masking(repairs)
     figures |= {name: value for name, (value, _) in found.items()}
     return figures, {name: list(bounds) for name, (_, bounds) in found.items()}
 
@@ -101,7 +104,7 @@ def cross(repairs: Rows) -> tuple[dict[str, dict[str, float]], int, Found]:
         intervention to cause to share, how many causes the method's own intervention mends better than every other and
         the control, and its leads over the control and over the best of the others, with intervals over samples.
     """
-    each: dict[tuple[str, str], list[int]] = {}
+    each: dict[tuple[str, str], list[float]] = {}
     for row in sorted(repairs, key=lambda row: row["seed"]):
         for cause, right in row["right"].items():
             if row["target"] in ("", cause):

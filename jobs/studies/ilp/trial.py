@@ -90,7 +90,7 @@ def look(model: Path, rows: Iterable[dict[str, Any]]) -> dict[str, bool]:
 
 
 def rephrased(model: Path, rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Share of a sample's other phrasings that are answered with the truth, by id: whether it is known by heart only."""
+    """Share of a sample's other phrasings that are answered with the truth, by id: is it more than learned by heart?"""
     asked = [
         {**row, "id": f"{row['id']}/{number}", "question": question}
         for row in rows
