@@ -42,7 +42,7 @@ def sample(group, cause, verdict="unlearned", seed=1, **more):
 
 
 def repair(fix, target, right, wrong, seed=1):
-    return {"seed": seed, "kind": "repair", "fix": fix, "target": target, "right": right, "retained": 0.9,
+    return {"seed": seed, "kind": "repair", "fix": fix, "target": target, "right": right, "rephrased": right, "retained": 0.9,
             "general": 0.8, "wrong": wrong, "samples": 10}  # fmt: skip
 
 

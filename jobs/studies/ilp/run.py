@@ -7,7 +7,8 @@ Each seed is a world of facts, a base model that is pretrained on part of it, an
 (`world`). The base model is tuned on them and diagnosed; then it is tuned again with another seed, with each
 intervention for each cause and with a control of equally many steps (`matrix`); what that has mended is asked as the
 samples ask it, and in other phrasings (figures named `_rephrased`). Rules' thresholds are those of the product, and
-were looked at on seeds from 100 on alone, as the baselines' trees are grown on those of --develop. What is done is lines of rows-SEED.jsonl, and the same command goes on from them. Result: studies/results/ilp.json.
+were looked at on seeds from 100 on alone, as the baselines' trees are grown on those of --develop. What is done is
+lines of rows-SEED.jsonl, and the same command goes on from them. Result: studies/results/ilp.json.
 """
 
 from __future__ import annotations
