@@ -125,6 +125,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("studies/crps_real", "crps_minus_rejection", "SmolLM2-135M, three seeds: contrast minus rejection", "{:+.1%}"),
     ("studies/crps_real", "crps_minus_best_path", "the same: contrast minus the tree's best path", "{:+.1%}"),
+    ("studies/crps_real", "crps_minus_analyst_only", "the same: contrast minus solutions without a tree", "{:+.1%}"),
     ("studies/word_problems", "accuracy_before_in_domain", "MAWPS one-step problems: accuracy before", "{:.1%}"),
     ("studies/word_problems", "accuracy_prompted_in_domain", "before, with the search's worked examples", "{:.1%}"),
     ("studies/word_problems", "accuracy_after_in_domain", "after one loop", "{:.1%}"),
