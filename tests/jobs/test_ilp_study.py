@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from jobs.studies.ilp import analysis, matrix
+from jobs.studies.ilp import analysis, matrix, real
 from jobs.studies.ilp.world import GROUPS, Sizes, make
 from raylm.ilp.config import CAUSES, ProbeConfig, RuleConfig
 from raylm.ilp.items import make as items_of
@@ -42,8 +42,8 @@ def sample(group, cause, verdict="unlearned", seed=1, **more):
 
 
 def repair(fix, target, right, wrong, seed=1):
-    return {"seed": seed, "kind": "repair", "fix": fix, "target": target, "right": right, "rephrased": right, "retained": 0.9,
-            "general": 0.8, "wrong": wrong, "samples": 10}  # fmt: skip
+    return {"seed": seed, "kind": "repair", "fix": fix, "target": target, "right": right, "rephrased": right,
+            "retained": 0.9, "general": 0.8, "wrong": wrong, "samples": 10}  # fmt: skip
 
 
 def test_macro_f1_counts_unexplained_as_a_miss():
@@ -76,3 +76,19 @@ def test_figures_come_out_of_rows():
     assert figures["masking_persistence"] == 0.5
     assert figures["best_baseline_macro_f1"] < 1.01
     assert set(intervals) <= set(figures)
+
+
+def test_what_a_plan_mends_is_set_beside_plain_steps():
+    def row(verdict, cause, control, plan):
+        found = {"verdict_first": verdict, "cause": cause, "right_first": verdict == "learned"}
+        return {"kind": "sample", **found, "right_control": control, "right_plan": plan}
+
+    rows = [row("unlearned", "conflict", False, True), row("partial", "unexplained", True, True)]
+    rows += [row("learned", "", True, False), *(row("learned", "", True, True) for _ in range(3))]
+    rows += [{"kind": "held", "right_first": False, "right_control": True, "right_plan": True}]
+    figures, intervals = real.summarise(rows)
+    assert (figures["samples"], figures["failed"], figures["prevalence_unlearned"]) == (6, 2, 1 / 6)
+    assert (figures["cause_conflict"], figures["cause_unexplained"], figures["cause_underfit"]) == (1, 1, 0)
+    assert (figures["mended_first"], figures["mended_control"], figures["mended_plan"]) == (0.0, 0.5, 1.0)
+    assert (figures["mended_plan_minus_control"], figures["kept_plan_minus_control"]) == (0.5, -0.25)
+    assert intervals["held_plan_minus_control"] == [0.0, 0.0]
