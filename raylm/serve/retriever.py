@@ -149,10 +149,10 @@ class Retriever:
             for place, id in enumerate(entry.ids):
                 last.pop(id, None)
                 last[id] = entry, place
-        gone = [id for id, (entry, _) in last.items() if entry.texts is None]
-        kept = {id: entry.only(place) for id, (entry, place) in last.items() if entry.texts is not None}
         if not last:
             return live.current
+        gone = [id for id, (entry, _) in last.items() if entry.texts is None]
+        kept = {id: entry.only(place) for id, (entry, place) in last.items() if entry.texts is not None}
         texts = [text for entry in kept.values() for text in entry.texts or ()]
         vectors = self._vectors(list(kept.values()), texts) if kept else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -133,8 +134,7 @@ class Material:
         return cache.compute(body, self.data.texts, notes, folder=self.folder, ranks=self.ranks, tell=tell)
 
     def _count(self, unit: str) -> cache.Count | None:
-        tell = self._tell
-        return None if tell is None else lambda done, count: tell(unit, done, count)
+        return None if self._tell is None else partial(self._tell, unit)
 
     def _standardise(self) -> None:
         structure, places = self.structure, self.trained

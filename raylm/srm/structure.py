@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from torch import nn
 from raylm.srm import branches, fusion
 from raylm.srm.backbone import Backbone, Pair, Prompt
 from raylm.srm.branches import Branch, Inputs, TrainedBranch
+from raylm.srm.cache import Count
 from raylm.srm.config import BranchConfig, FusionConfig, WriterConfig
 from raylm.srm.fusion import AdditiveFusion
 
@@ -136,7 +137,7 @@ class Writer(Protocol):
         specs: Sequence[BranchConfig],
         prompts: Sequence[Prompt],
         responses: Sequence[str],
-        tell: Callable[[int, int], None] | None = None,
+        tell: Count | None = None,
     ) -> dict[str, list[str]]:
-        """Side texts of all text branches, by branch; `tell` gets how many are written, and of how many."""
+        """Side texts of all text branches, by branch; `tell` counts them."""
         ...

@@ -84,9 +84,10 @@ def _plan(world: World, folder: Path, fix: str, targets: Sequence[Row], wrong: d
 def _measured(world: World, tuned: trial.Tuned, fix: str, target: str, failed: dict[str, list[Row]]) -> Row:
     """What a run gets right: failed samples by cause, the samples that were learned, and the general set."""
     right = trial.look(tuned.path, world.samples)
-    chosen = {row["id"] for group in failed.values() for row in group}
+    targets = [row for group in failed.values() for row in group]
+    chosen = {row["id"] for row in targets}
     general = trial.look(tuned.path, world.general)
-    anew = trial.rephrased(tuned.path, [row for group in failed.values() for row in group])
+    anew = trial.rephrased(tuned.path, targets)
     return {
         "kind": "repair",
         "fix": fix,

@@ -19,13 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jobs import results
 from jobs.studies.epi import real
 from jobs.studies.ilp import trial
 from raylm.config import build
-from raylm.evaluation.stats import wilson
+from raylm.evaluation.stats import bootstrap, wilson
 from raylm.ilp import stage as diagnosis
 from raylm.ilp.config import CAUSES, DiagnoseConfig
 from raylm.storage import Store
@@ -55,12 +53,13 @@ def _seed(seed: int, out: Path, *, samples: int, epochs: int) -> list[Row]:
     first = _tuned(files["train"], out / "first", seed, steps)
     found = {"first": _diagnosed(files["train"], first, out / "first-diagnosis", "")}
     plan = str(out / "first-diagnosis" / "plan.json")
-    held = {"first": _look(first, files["held"])}
+    asked = _questions(files["held"])
+    held = {"first": trial.look(first / "model", asked)}
     for arm in ARMS:
         given = {"plan": plan} if arm == "plan" else {}
         run = _tuned(files["train"], out / arm, seed + AGAIN, round(LONGER * steps), **given)
         found[arm] = _diagnosed(files["train"], run, out / f"{arm}-diagnosis", str(out / "first-diagnosis"))
-        held[arm] = _look(run, files["held"])
+        held[arm] = trial.look(run / "model", asked)
     rows = [
         {
             "seed": seed, "kind": "sample", "id": name, "cause": found["first"][name]["cause"],
@@ -95,14 +94,13 @@ def _diagnosed(chains: str, run: Path, out: Path, before: str) -> dict[str, Row]
     return {row["id"]: row for row in Store(str(out)).read_table("data/samples.parquet").to_pylist()}
 
 
-def _look(run: Path, file: str) -> dict[str, bool]:
-    """Whether greedy decoding gives the intent of questions that were held out."""
+def _questions(file: str) -> list[Row]:
+    """The chats of a file as rows for `trial.look`."""
     chats = [json.loads(line) for line in Path(file).read_text().splitlines()]
-    asked = [
+    return [
         {"id": row["id"], "question": row["messages"][0]["content"], "answer": row["messages"][1]["content"]}
         for row in chats
     ]
-    return trial.look(run / "model", asked)
 
 
 def summarise(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, list[float]]]:
@@ -122,11 +120,9 @@ def summarise(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, list[float
         for arm in ("first", *ARMS):
             right = sum(row[f"right_{arm}"] for row in part)
             figures[f"{label}_{arm}"], intervals[f"{label}_{arm}"] = _share(right, len(part))
-        gaps = np.array([row["right_plan"] - float(row["right_control"]) for row in part])
-        draws = np.random.default_rng(0).integers(0, len(gaps), (10_000, len(gaps)))
+        gaps = [float(row["right_plan"]) - float(row["right_control"]) for row in part]
         name = f"{label}_plan_minus_control"
-        figures[name] = float(gaps.mean())
-        intervals[name] = np.quantile(gaps[draws].mean(1), [0.025, 0.975]).tolist()
+        figures[name], intervals[name] = sum(gaps) / len(gaps), list(bootstrap(gaps, 10_000, 0))
     return figures, intervals
 
 
