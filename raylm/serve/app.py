@@ -111,7 +111,8 @@ def _options(config: ServeConfig, name: str, models: dict[str, Any]) -> dict[str
         ),
         "health_check_period_s": 5,
         "health_check_timeout_s": 30,
-        "graceful_shutdown_timeout_s": scaling.drain_seconds,
+        # A replica that goes answers what it has taken on, however late that may be; an idle one goes at once.
+        "graceful_shutdown_timeout_s": limits.body_seconds + limits.request_seconds + 5,
         "graceful_shutdown_wait_loop_s": 0.5,
         "max_surge_percent": 100,
         "logging_config": LoggingConfig(enable_access_log=False),  # our own lines say more

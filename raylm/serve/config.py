@@ -140,8 +140,6 @@ class Scaling(Config):
     """Models that a replica keeps in memory; the one that was not used for longest goes."""
     watch_seconds: float = 10.0
     """How often a replica looks for new files of its models."""
-    drain_seconds: float = 20.0
-    """For requests in flight when a replica is stopped."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Scaling:

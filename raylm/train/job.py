@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +69,9 @@ def fit(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ensure_ray()
+    # How often Ray's controller takes what the workers report. A worker that has a second checkpoint waits for it: with
+    # Ray's own 2 s, a small model with a checkpoint every 4 steps made 2.1 steps/s; with this, 20.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     _drop_torn_snapshot(Path(arguments["root"]) / "train")
     # Where the driver is, so that it outlives any other node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

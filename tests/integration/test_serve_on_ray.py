@@ -62,7 +62,7 @@ def settings(folder):
             }
         },
         "keys": KEYS,
-        "scaling": {"cpus": 0.5, "watch_seconds": 0.5, "drain_seconds": 10},
+        "scaling": {"cpus": 0.5, "watch_seconds": 0.5},
         "limits": {"in_flight": 8, "request_seconds": 40},
     }
 

@@ -81,3 +81,8 @@ def test_the_cluster_file_is_one_that_serve_deploys():
     assert callable(getattr(app, name))
     assert config.keys
     assert said.http_options.request_timeout_s > config.limits.request_seconds
+
+
+def test_a_replica_that_goes_outlives_the_longest_request():
+    config = build(ServeConfig, {"limits": {"body_seconds": 7, "request_seconds": 90}})
+    assert app._options(config, "Gateway", {})["graceful_shutdown_timeout_s"] > 97
