@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from raylm import room
 from raylm.errors import EngineDied, UserError
 from raylm.llm.config import ComputeConfig
 from raylm.progress import Progress
@@ -81,6 +82,10 @@ def unit_key(*parts: object) -> str:
     return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:20]
 
 
+_own: set[str] = set()
+"""Addresses of the clusters that this process started."""
+
+
 def ensure_ray() -> None:
     """Connect to the cluster of this job, or start a local one without a dashboard."""
     import ray
@@ -96,11 +101,25 @@ def ensure_ray() -> None:
             with _without_lines("Set ray log level from environment variable"):
                 ray.init(address="local", include_dashboard=False, logging_level="error", log_to_driver=False)
             own_token()
+            _own.add(ray.get_runtime_context().gcs_address)
     DataContext.get_current().enable_progress_bars = False
     # Its warnings are about memory reservations, which the config decides, and would stand among our progress lines.
     DataContext.get_current().issue_detectors_config.detectors = []
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it announces that its bars are off
+
+
+def ensure_room(wanted: int, cpus: float, gpus: float, keys: str) -> None:
+    """Connect to Ray, and check by `room.check` that so many workers fit.
+
+    Raises:
+        UserError: they do not.
+    """
+    import ray
+
+    ensure_ray()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room.check(nodes, wanted, cpus, gpus, keys, own=ray.get_runtime_context().gcs_address in _own)
 
 
 def own_token() -> Path | None:
@@ -166,7 +185,7 @@ def run_units(
         store.remove(folder)
     with Progress(label, len(units), noun, done=report.resumed) as progress:
         if pending:
-            ensure_ray()
+            ensure_room(compute.min_workers, compute.cpus, compute.gpus, "compute.min_workers, .cpus, .gpus")
             for row in _stream(pending, worker, worker_args, store, compute):
                 summary = json.loads(row["summary"])
                 if row["error"]:

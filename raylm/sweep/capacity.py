@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from raylm.errors import UserError
+from raylm.room import places
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,7 @@ def concurrent(nodes: Sequence[Mapping[str, float]], need: Need, wanted: int) ->
 
 def _places(node: Mapping[str, float], need: Need, taken: float = 0.0) -> int:
     """Workers that a node has room for beside CPUs that are taken."""
-    rooms = []
-    if need.cpus:
-        rooms.append((node.get("CPU", 0.0) - taken + 1e-9) // need.cpus)
-    if need.gpus:
-        rooms.append((node.get("GPU", 0.0) + 1e-9) // need.gpus)
-    return max(0, int(min(rooms))) if rooms else 0
+    return places(node, need.cpus, need.gpus, taken)
 
 
 def _leaves_room(nodes: Sequence[Mapping[str, float]], need: Need, count: int) -> bool:

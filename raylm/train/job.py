@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from raylm import telemetry
 from raylm.errors import UserError
 from raylm.progress import Progress
-from raylm.units import ensure_ray
+from raylm.units import ensure_room
 
 
 class Scaling(Protocol):
@@ -61,14 +61,15 @@ def fit(
         steps: that the bar counts.
 
     Raises:
-        UserError: the worker's own, out of Ray's wrapping.
+        UserError: the worker's own, out of Ray's wrapping; or this machine has no room for the workers.
     """
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ensure_ray()
+    keys = "workers, cpus_per_worker, gpus_per_worker"
+    ensure_room(config.workers, config.cpus_per_worker, config.gpus_per_worker, keys)
     # How often Ray's controller takes what the workers report. A worker that has a second checkpoint waits for it: with
     # Ray's own 2 s, a small model with a checkpoint every 4 steps made 2.1 steps/s; with this, 20.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")

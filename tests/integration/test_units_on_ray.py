@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
@@ -150,3 +152,13 @@ def test_actors_get_the_share_and_the_kind_of_node_that_the_config_names(tmp_pat
     assert given["CPU"] == 0.5
     assert given["quiet_corner"] == 0.25
     assert given["accelerator_type:H100"] > 0
+
+
+def test_workers_that_this_machine_cannot_run_are_refused():
+    code = "from raylm.units import ensure_room; ensure_room(2, 10000, 0, 'workers, cpus_per_worker')"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 1
+    assert "UserError: workers, cpus_per_worker: 2 x 10000 CPUs are asked for" in ended.stderr

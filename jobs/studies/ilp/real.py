@@ -79,7 +79,7 @@ def _tuned(chains: str, out: Path, seed: int, steps: int, **given: Any) -> Path:
     sft.run(build(FinetuneConfig, {
         "model": MODEL, "chains": chains, "out": str(out), "seed": seed, "max_steps": steps, "epochs": 100,
         "batch_size": BATCH, "micro_batch": 4, "lr": 1e-4, "max_length": 256, "checkpoint_every": 1000,
-        "cpus_per_worker": os.cpu_count(), "isolation": {"enabled": False}, **given,
+        "workers": 1, "cpus_per_worker": os.cpu_count(), "isolation": {"enabled": False}, **given,
     }))  # fmt: skip
     return out
 
