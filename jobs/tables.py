@@ -135,6 +135,10 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("studies/ilp", "best_baseline_macro_f1", "the same by the best of four baselines", "{:.2f}"),
     ("studies/ilp", "false_alarm_rate", "clean samples called unlearned", "{:.1%}"),
     ("studies/ilp", "diagonal_wins", "causes that their own repair mends best, of five", "{:.0f}"),
+    ("studies/ilp_real", "prevalence_unlearned", "SmolLM2 on bank customers' questions: samples unlearned", "{:.1%}"),
+    ("studies/ilp_real", "mended_control", "those not learned that are right after as many further steps", "{:.1%}"),
+    ("studies/ilp_real", "mended_plan_minus_control", "the same: with the plan minus that", "{:+.1%}"),
+    ("studies/ilp_real", "held_plan_minus_control", "questions held out, right: with the plan minus that", "{:+.1%}"),
     ("bench/diagnose", "full_vs_epoch", "a full diagnosis over one epoch of its training", "{:.2f}"),
     ("bench/diagnose", "screen_vs_epoch", "a screen of a tenth of the samples over the same", "{:.2f}"),
     (

@@ -1,5 +1,6 @@
 """Serving on real Ray: models change and replicas die under load, and no answer is wrong and no document lost."""
 
+import concurrent.futures
 import contextlib
 import os
 import shutil
@@ -210,6 +211,22 @@ def test_replicas_come_with_load_and_go_after_it_without_a_failed_request(client
         settled = len(answers)
         until(lambda: len(answers) > settled + 3)
     check([*answers, *(answer for other in others for answer in other)], RewardModel.load(folder / "old"))
+
+
+def test_too_many_at_once_are_told_to_come_again_and_the_others_are_answered(client):
+    """More than the gateway's `in_flight`: each gets its right score, or 429 with the seconds to wait."""
+    body = {"prompt": "which is red", "responses": ["red is one"] * 100}
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(lambda _: client.post("/v1/score", json=body), range(120)))
+    assert {answer.status_code for answer in answers} == {200, 429}
+    for answer in answers:
+        if answer.status_code == 429:
+            assert int(answer.headers["Retry-After"]) >= 1
+            assert "error" in answer.json()
+        else:
+            assert len({row["score"] for row in answer.json()["data"]}) == 1
+            assert len(answer.json()["data"]) == 100
+    assert client.post("/v1/score", json=body).status_code == 200
 
 
 def test_acknowledged_documents_survive_a_killed_replica(client):
