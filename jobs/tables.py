@@ -138,6 +138,13 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("studies/ilp_real", "prevalence_unlearned", "SmolLM2 on bank customers' questions: samples unlearned", "{:.1%}"),
     ("studies/ilp_real", "mended_control", "those not learned that are right after as many further steps", "{:.1%}"),
     ("studies/ilp_real", "mended_plan_minus_control", "the same: with the plan minus that", "{:+.1%}"),
+    (
+        "studies/ilp_real",
+        "kept_plan_minus_control",
+        "those learned that are right: with the plan minus that",
+        "{:+.1%}",
+    ),
+    ("studies/ilp_real", "all_plan_minus_control", "all of them: with the plan minus that", "{:+.1%}"),
     ("studies/ilp_real", "held_plan_minus_control", "questions held out, right: with the plan minus that", "{:+.1%}"),
     ("bench/diagnose", "full_vs_epoch", "a full diagnosis over one epoch of its training", "{:.2f}"),
     ("bench/diagnose", "screen_vs_epoch", "a screen of a tenth of the samples over the same", "{:.2f}"),

@@ -122,6 +122,8 @@ def _one(away: float, repeat: int) -> dict[str, Any]:
         lost = time.monotonic()
         _kill(head)
         time.sleep(away)
+        # Not on a new head's disk; here, beside the worker's raylet, it looks like a head that still runs.
+        (folder / "ray/ray_current_cluster").unlink(missing_ok=True)
         back = time.monotonic()
         head = _started(head_command, environment, folder)
         while not _deploy("second", environment, check=False):

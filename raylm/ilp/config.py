@@ -104,7 +104,10 @@ class RepairConfig(Config):
     """How the plan mends each cause."""
 
     upweight: float = Field(4.0, gt=1)
-    """II, V: how often a pass holds each of these samples."""
+    """II, V: how often a pass holds each of these samples, at most."""
+    others_keep: float = Field(2 / 3, gt=0, le=1)
+    """II, V: share of their steps that all other samples keep in a training of given length; where many samples need
+    weight, each gets less of it (I: at a weight of 4 for six samples of ten, a third of the learned ones were lost)."""
     extra_epochs: float = Field(1.0, ge=0)
     """V: further passes over all samples."""
     general: str = runtime("")

@@ -35,7 +35,7 @@ def build(found: Diagnosis, config: RepairConfig, digest: str, documents: str = 
         samples=digest,
         drop=drop,
         separate=tuple(separate),
-        upweight=dict.fromkeys(weighty, config.upweight),
+        upweight=_weights(weighty, len(found.everyone) - len(drop), config),
         shuffle=bool(forgotten) and config.shuffle,
         replay=ReplayPlan(ids=tuple(forgotten), every=config.replay_every)
         if forgotten and not config.shuffle
@@ -53,6 +53,18 @@ def build(found: Diagnosis, config: RepairConfig, digest: str, documents: str = 
         else None,
         reasons={name: _reason(name, of.get(name, ""), wrong) for name in {*of, *drop}},
     )
+
+
+def _weights(names: Sequence[str], total: int, config: RepairConfig) -> dict[str, float]:
+    """A weight for each name: `upweight`, or what leaves the others `others_keep` of their share of the steps.
+
+    With a share f of the samples at weight w, the others' share is 1 / (1 + f (w - 1)) of that without weights.
+    """
+    if not names:
+        return {}
+    most = 1 + (1 / config.others_keep - 1) * total / len(names)
+    weight = min(config.upweight, most)
+    return dict.fromkeys(names, round(weight, 3)) if weight > 1 else {}
 
 
 def wrong_ones(found: Diagnosis, config: RepairConfig) -> dict[str, str]:

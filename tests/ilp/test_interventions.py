@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raylm.config import build
 from raylm.errors import UserError
@@ -59,12 +61,25 @@ def test_the_base_model_decides_between_two_and_undecided_ones_are_kept_apart():
 def test_every_cause_gets_what_the_method_names_for_it():
     causes = {"a": "prerequisite", "b": "conflict", "c": "forgotten", "d": "underfit", "e": "unexplained"}
     found = diagnosis(dict.fromkeys(causes, "x"), causes, [])
-    plan = interventions.build(found, RepairConfig(upweight=3.0), "digest", "documents.jsonl")
+    plan = interventions.build(found, RepairConfig(upweight=3.0, others_keep=0.1), "digest", "documents.jsonl")
     assert plan.upweight == {"b": 3.0, "d": 3.0}
     assert (plan.shuffle, plan.replay, plan.extra.epochs, plan.documents.path) == (True, None, 1.0, "documents.jsonl")
     kept = interventions.build(found, RepairConfig(shuffle=False), "digest")
     assert (kept.shuffle, kept.replay.ids, kept.documents) == (False, ("c",), None)
     assert build(RepairPlan, json.loads(dump(plan))) == plan
+
+
+@given(st.integers(1, 60), st.integers(0, 60), st.floats(0.05, 1), st.floats(1.1, 20))
+def test_the_others_keep_their_share_of_the_steps(failed, others, keep, most):
+    names = [str(n) for n in range(failed + others)]
+    found = diagnosis(dict.fromkeys(names, "x"), dict.fromkeys(names[:failed], "underfit"), [])
+    weights = interventions.build(found, RepairConfig(upweight=most, others_keep=keep), "digest").upweight
+    weight = next(iter(weights.values()), 1.0)
+    assert set(weights) in (set(), set(names[:failed]))
+    assert 1 <= weight <= most + 1e-3
+    before, now = others / (failed + others), others / (failed * weight + others)
+    assert now >= keep * before * 0.999
+    assert weight > most - 2e-3 or now <= keep * before * 1.001 or not others
 
 
 def test_a_contradiction_among_learned_samples_alone_changes_nothing():

@@ -1,12 +1,12 @@
 """On people's questions: what does SmolLM2-135M fail to learn, why, and does the plan mend more than further steps do?
 
-    python -m jobs.studies.ilp.real [--seeds 0 1] [--samples 160] [--epochs 4] [--out runs/studies/ilp_real]
+    python -m jobs.studies.ilp.real [--seeds 0 1] [--samples 96] [--epochs 3] [--out runs/studies/ilp_real]
 
 Questions of bank customers with the names of their intents (banking77, read from $RAYLM_DATA). Each seed draws its own;
 the stages themselves tune the model, diagnose it, and tune it again under another seed: with the plan, and without it
 for as many steps (control). Both are diagnosed again. Samples that the first diagnosis calls unlearned or partial are
-`failed`; what mends is counted among them, what is lost among the others; `held` are questions that were in no
-training. Finished stages are not run again. Result: studies/results/ilp_real.json.
+`failed`; what mends is counted among them, what is lost among the others, and both together in `all`; `held` are
+questions that were in no training. Finished stages are not run again. Result: studies/results/ilp_real.json.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def summarise(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, list[float
     causes = Counter(row["cause"] for row in failed)
     figures |= {f"cause_{name}": causes[name] for name in (*CAUSES, "unexplained")}
     learned = [row for row in samples if row["verdict_first"] == "learned"]
-    for label, part in (("mended", failed), ("kept", learned), ("held", held)):
+    for label, part in (("mended", failed), ("kept", learned), ("all", samples), ("held", held)):
         for arm in ("first", *ARMS):
             right = sum(row[f"right_{arm}"] for row in part)
             figures[f"{label}_{arm}"], intervals[f"{label}_{arm}"] = _share(right, len(part))
@@ -133,8 +133,8 @@ def _share(count: int, total: int) -> tuple[float, list[float]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--samples", type=int, default=160)
-    parser.add_argument("--epochs", type=int, default=4, help="of the first training")
+    parser.add_argument("--samples", type=int, default=96)
+    parser.add_argument("--epochs", type=int, default=3, help="of the first training")
     parser.add_argument("--out", type=Path, default=Path("runs/studies/ilp_real"))
     options = parser.parse_args()
     main(options.seeds, options.out, samples=options.samples, epochs=options.epochs)
