@@ -39,10 +39,12 @@ import os, sys
 import ray
 from ray import serve
 
+VERSION = sys.argv[1]  # pickled with the class; a replica's own arguments are others
+
 @serve.deployment(num_replicas=2, ray_actor_options={"num_cpus": 0.5})
 class Echo:
     async def __call__(self, request):
-        return {"pid": os.getpid(), "version": sys.argv[1]}
+        return {"pid": os.getpid(), "version": VERSION}
 
 ray.init(log_to_driver=False)
 serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])}, proxy_location="EveryNode")
