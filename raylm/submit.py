@@ -88,16 +88,34 @@ def submit(request: Request, ask: Callable[[str], str] = input) -> int:
         job = running
         print(f"job {job} does this already; following it", file=sys.stderr)
     else:
-        job = client.submit_job(
-            entrypoint=entrypoint,
-            runtime_env=_runtime_env(request),
-            metadata={"raylm": name},
-        )
+        job = _start(client, entrypoint=entrypoint, runtime_env=_runtime_env(request), metadata={"raylm": name})
         print(f"submitted {job}: {entrypoint}", file=sys.stderr)
     if not request.wait:
         print(job)
         return 0
     return follow(client, job, ask)
+
+
+def _start(client: JobSubmissionClient, **job: Any) -> str:
+    """Submit; the dashboard of a new cluster answers before the agent that starts jobs does.
+
+    Raises:
+        UserError: the agent did not come within a minute, or the cluster refused the job.
+    """
+    deadline = time.monotonic() + _LOST
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise UserError(f"the cluster refused the job: {_first_line(str(error))}") from error
+            if time.monotonic() > deadline:
+                raise UserError(
+                    "the cluster answers, but the agent on its head that starts jobs does not; see dashboard_agent.log "
+                    "in the head's log directory (a second cluster on one machine needs another "
+                    "--dashboard-agent-listen-port)"
+                ) from error
+            time.sleep(_POLL)
 
 
 def prepare(request: Request) -> tuple[str, str]:

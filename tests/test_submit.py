@@ -91,3 +91,29 @@ def test_environment_variables_have_names_and_values():
     assert submit.parse_env(["A=1", "B=x=y"]) == {"A": "1", "B": "x=y"}
     with pytest.raises(UserError, match="--env A: write NAME=VALUE"):
         submit.parse_env(["A"])
+
+
+class _Cluster:
+    """Answers each submission with what was given."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def submit_job(self, **job):
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+LATE = RuntimeError("Request failed with status code 500: No available agent to submit job, please try again later..")
+
+
+def test_a_new_cluster_may_need_a_moment_until_it_starts_jobs(monkeypatch):
+    monkeypatch.setattr(submit, "_POLL", 0.0)
+    assert submit._start(_Cluster(LATE, LATE, "job-1"), entrypoint="x") == "job-1"
+    monkeypatch.setattr(submit, "_LOST", 0.01)
+    with pytest.raises(UserError, match=r"the agent on its head that starts jobs does not; see dashboard_agent\.log"):
+        submit._start(_Cluster(LATE), entrypoint="x")
+    with pytest.raises(UserError, match=r"the cluster refused the job: .* no such package"):
+        submit._start(_Cluster(RuntimeError("Request failed: no such package")), entrypoint="x")

@@ -37,7 +37,10 @@ def main(repeats: int, trials: int) -> None:
     token = folder / "token"
     token.write_text(os.urandom(32).hex())
     token.chmod(0o600)
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # jobs run the `python` of the head's PATH
+    }  # fmt: skip
     head = _head(folder, environment)
     try:
         rows = [_job(folder, environment, number) for number in range(repeats + 1)][1:]
@@ -56,7 +59,8 @@ def main(repeats: int, trials: int) -> None:
 def _head(folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2", "--port=26479",
-        "--dashboard-port=28265", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}/ray",
+        "--dashboard-port=28265", "--dashboard-host=127.0.0.1", "--dashboard-agent-listen-port=28266",
+        f"--temp-dir={folder}/ray",
         "--node-ip-address=127.0.0.1", "--object-store-memory=300000000",
     ]  # fmt: skip
     log = folder / "log"
@@ -75,14 +79,17 @@ def _job(folder: Path, environment: dict[str, str], number: int) -> dict[str, An
     start, first = time.monotonic(), 0.0
     command = [sys.executable, "-m", "raylm.cli", "submit", "explore", SUMS, ENGINE, "search.rounds=1"]
     command += [f"out={folder}/explore-{number}", "--address", DASHBOARD]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as job:
+    errors, said = folder / "errors", []
+    with (
+        errors.open("w") as sink,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=sink, text=True) as job,
+    ):
         assert job.stdout is not None
         for line in job.stdout:
             first = first or (time.monotonic() - start if line.strip() else 0.0)
+            said.append(line)
     if job.returncode:
-        raise RuntimeError(f"the job ended with {job.returncode}")
+        raise RuntimeError(f"the job ended with {job.returncode}: {''.join(said[-20:])}{errors.read_text()}")
     return {"repeat": number, "submit_to_first_log_seconds": first, "submit_to_exit_seconds": time.monotonic() - start}
 
 
