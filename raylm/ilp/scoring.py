@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from raylm.llm import models
 from raylm.llm.chat import IGNORE
@@ -63,12 +64,26 @@ class Scorer:
                 found[place] = score
         return [score for score in found if score is not None]
 
+    def score_options(self, groups: Sequence[Sequence[Sample]]) -> list[list[Score]]:
+        """The scores of each group's samples, of which what all begin with goes through the model once."""
+        found: list[list[Score]] = [[] for _ in groups]
+        for begun, places in self._alike(groups):
+            scores = iter(self._after(begun, [groups[place] for place in places]))
+            for place in places:
+                found[place] = [next(scores) for _ in groups[place]]
+        return found
+
     @torch.inference_mode()
     def _forward(self, samples: list[Sample], prompts: bool) -> Iterator[Score]:
         tensors = {name: tensor.to(self.model.device) for name, tensor in collate(samples, 0).items()}
         hidden = self.model.base_model(
             input_ids=tensors["ids"], attention_mask=tensors["mask"], use_cache=False
-        ).last_hidden_state[:, :-1]
+        ).last_hidden_state
+        yield from self._read(tensors, hidden, prompts)
+
+    def _read(self, tensors: dict[str, torch.Tensor], hidden: torch.Tensor, prompts: bool) -> Iterator[Score]:
+        """Scores of a batch from its hidden states, [samples, tokens, dimension]."""
+        hidden = hidden[:, :-1]
         labelled = tensors["labels"][:, 1:] != IGNORE
         wanted = tensors["mask"][:, 1:].bool() if prompts else labelled
         targets = tensors["ids"][:, 1:][wanted]
@@ -79,7 +94,7 @@ class Scorer:
         hits = (logits.argmax(-1) == targets).cpu().numpy()
         rows = wanted.nonzero()[:, 0].cpu().numpy()
         response = labelled[wanted].cpu().numpy()
-        for row in range(len(samples)):
+        for row in range(len(labelled)):
             own = rows == row
             values, marks = likely[own], response[own]
             yield Score(
@@ -90,6 +105,42 @@ class Scorer:
                 prompt=tuple(float(value) for value in values[~marks]),
             )
 
+    @torch.inference_mode()
+    def _after(self, begun: int, groups: list[Sequence[Sample]]) -> list[Score]:
+        """Scores of the samples of groups that each begin with `begun` tokens of their own."""
+        samples = [sample for group in groups for sample in group]
+        owner = [number for number, group in enumerate(groups) for _ in group]
+        tensors = {name: tensor.to(self.model.device) for name, tensor in collate(samples, 0).items()}
+        firsts = [owner.index(number) for number in range(len(groups))]
+        start = self.model.base_model(input_ids=tensors["ids"][firsts, :begun], use_cache=True)
+        cache = start.past_key_values
+        if not all(isinstance(layer, DynamicLayer) for layer in getattr(cache, "layers", [None])):
+            return self.score(samples)  # a state that cannot be dealt out to several continuations
+        cache.batch_select_indices(torch.tensor(owner, device=self.model.device))
+        rest = self.model.base_model(
+            input_ids=tensors["ids"][:, begun:], attention_mask=tensors["mask"], past_key_values=cache, use_cache=True
+        )
+        hidden = torch.cat([start.last_hidden_state[owner], rest.last_hidden_state], 1)
+        return list(self._read(tensors, hidden, False))
+
+    def _alike(self, groups: Sequence[Sequence[Sample]]) -> Iterator[tuple[int, list[int]]]:
+        """Batches of groups that begin with equally many tokens, so that nothing stands before a beginning."""
+        by_begun: dict[int, list[int]] = {}
+        for place, group in enumerate(groups):
+            if group:
+                by_begun.setdefault(_begun(group), []).append(place)
+        for begun, places in sorted(by_begun.items(), reverse=True):
+            batch: list[int] = []
+            rows = longest = 0
+            for place in places:
+                size = max(len(sample.ids) for sample in groups[place])
+                if batch and (rows + len(groups[place])) * max(longest, size) > self.tokens:
+                    yield begun, batch
+                    batch, rows, longest = [], 0, 0
+                batch.append(place)
+                rows, longest = rows + len(groups[place]), max(longest, size)
+            yield begun, batch
+
     def _batches(self, samples: Sequence[Sample]) -> Iterator[list[int]]:
         batch: list[int] = []
         for place in sorted(range(len(samples)), key=lambda place: (-len(samples[place].ids), place)):
@@ -99,6 +150,12 @@ class Scorer:
             batch.append(place)
         if batch:
             yield batch
+
+
+def _begun(group: Sequence[Sample]) -> int:
+    """Tokens that all samples of a group begin with, less than all of any."""
+    most = min(len(sample.ids) for sample in group) - 1
+    return next((n for n in range(most) if len({sample.ids[n] for sample in group}) > 1), most)
 
 
 def min_k(prompt: Sequence[float], share: float) -> float:

@@ -83,11 +83,11 @@ class ScoreWorker:
             scores = self.scorer.score([self._sample(item, item.answer) for item in items], prompts=True)
             rows = [self._row(item, score) for item, score in zip(items, scores, strict=True)]
             return pa.Table.from_pylist(rows, SCORES), _counted(scores)
-        owners = [(item, text) for item, texts in zip(items, unit.payload["options"], strict=True) for text in texts]
-        scores = self.scorer.score([self._sample(item, text) for item, text in owners])
-        found: dict[str, list[Score]] = {item.id: [] for item in items}
-        for (item, _), score in zip(owners, scores, strict=True):
-            found[item.id].append(score)
+        groups = [
+            [self._sample(item, text) for text in texts]
+            for item, texts in zip(items, unit.payload["options"], strict=True)
+        ]
+        found = {item.id: scores for item, scores in zip(items, self.scorer.score_options(groups), strict=True)}
         rows = [
             {
                 "id": item.id,
@@ -97,7 +97,7 @@ class ScoreWorker:
             }
             for item in items
         ]
-        return pa.Table.from_pylist(rows, OPTIONS), _counted(scores)
+        return pa.Table.from_pylist(rows, OPTIONS), _counted([score for each in found.values() for score in each])
 
     def _sample(self, item: Item, answer: str) -> Sample:
         ids, labels = training_ids(self.tokenizer, [*item.messages, {"role": "assistant", "content": answer}])

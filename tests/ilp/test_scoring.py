@@ -44,6 +44,25 @@ def test_scores_are_those_of_the_model_itself_whatever_the_batch():
         assert single.logprob == pytest.approx(score.logprob, rel=1e-4)
 
 
+@pytest.mark.parametrize("tokens", [1, 100, 4096])
+def test_options_that_begin_alike_score_as_they_do_alone(tokens):
+    tokenizer = models.load_tokenizer(MODEL)
+
+    def sample(asked, answer):
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        return Sample(answer, *training_ids(tokenizer, turns))
+
+    asked = {"which": ("yes", "yes it is", "no"), "which one": ("a",), "where?": ("here", "there"), "what": (),
+             "who is": ("she", "she")}  # fmt: skip
+    groups = [[sample(question, answer) for answer in answers] for question, answers in asked.items()]
+    scorer = Scorer(MODEL, tokens=tokens)
+    for group, scores in zip(groups, scorer.score_options(groups), strict=True):
+        alone = scorer.score(group)
+        assert [score.logprob for score in scores] == pytest.approx([score.logprob for score in alone], rel=1e-4)
+        assert [score.least for score in scores] == pytest.approx([score.least for score in alone], rel=1e-4)
+        assert [(x.tokens, x.greedy) for x in scores] == [(x.tokens, x.greedy) for x in alone]
+
+
 def test_an_answer_with_more_than_half_of_the_probability_beats_every_other():
     """The shortcut of P1: answers exclude each other, so that their probabilities add up to at most 1."""
     draw = np.random.default_rng(0)
