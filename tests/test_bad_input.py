@@ -19,7 +19,6 @@ def no_work(monkeypatch):
         raise AssertionError("Ray was started for input that could have been refused")
 
     monkeypatch.setattr("raylm.units.ensure_ray", started)
-    monkeypatch.setattr("raylm.train.job.ensure_ray", started)
 
 
 @pytest.fixture
