@@ -109,6 +109,14 @@ def ensure_ray() -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it announces that its bars are off
 
 
+def nodes() -> list[dict[str, float]]:
+    """Connect to Ray; returns the resources of each node that is there now."""
+    import ray
+
+    ensure_ray()
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def ensure_room(wanted: int, cpus: float, gpus: float, keys: str) -> None:
     """Connect to Ray, and check by `room.check` that so many workers fit.
 
@@ -117,9 +125,7 @@ def ensure_room(wanted: int, cpus: float, gpus: float, keys: str) -> None:
     """
     import ray
 
-    ensure_ray()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room.check(nodes, wanted, cpus, gpus, keys, own=ray.get_runtime_context().gcs_address in _own)
+    room.check(nodes(), wanted, cpus, gpus, keys, own=ray.get_runtime_context().gcs_address in _own)
 
 
 def own_token() -> Path | None:

@@ -18,6 +18,7 @@ from raylm.sweep.config import SweepConfig
 from raylm.sweep.importance import importances
 from raylm.sweep.stages import Objective
 from raylm.sweep.trial import point_of
+from raylm.units import nodes
 
 BEST = "best.yaml"
 """Config of the best trial, in the artefact."""
@@ -58,7 +59,7 @@ def run(sweep: SweepConfig) -> Manifest:
     base = stages.base_config(sweep)
     stage = StageRun("sweep", sweep, sweep.out, {"base": configs.config_hash(base)})
     if stage.finished is None:
-        at_once = capacity.concurrent(_nodes(), _need(sweep, tried), sweep.max_concurrent)
+        at_once = capacity.concurrent(nodes(), _need(sweep, tried), sweep.max_concurrent)
         grid = tuner.fit(sweep, objectives, tried, at_once, stage.store)
         finish(stage, sweep, objectives, [_trial(sweep, result) for result in grid if _begun(result)], at_once)
     report.for_stage("sweep", stage.store)
@@ -194,15 +195,6 @@ def _root(error: BaseException) -> BaseException:
     while (cause := getattr(seen, "cause", None) or seen.__cause__) is not None:
         seen = cause
     return seen
-
-
-def _nodes() -> list[dict[str, float]]:
-    import ray
-
-    from raylm.units import ensure_ray
-
-    ensure_ray()
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _need(sweep: SweepConfig, tried: Sequence[dict[str, Any]]) -> capacity.Need:
