@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from raylm.errors import UserError
@@ -26,6 +26,27 @@ class Config(BaseModel):
     """Base of every config: immutable, and strict about unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _groups_keep_their_defaults(cls, data: Any) -> Any:
+        """One key of a group leaves the others as this class has them, which may differ from the group's own."""
+        return _over({name: field.default for name, field in cls.model_fields.items()}, cls, data)
+
+
+def _over(defaults: dict[str, Any], config_class: type[Config], given: Any) -> Any:
+    """`given` with each group in it completed by what `defaults` says of that group, if it is of the same class."""
+    if not isinstance(given, dict):
+        return given
+    whole = dict(given)
+    for name, group in given.items():
+        default = defaults.get(name)
+        if isinstance(group, dict) and isinstance(default, Config):
+            group_class = type(default)
+            if config_class.model_fields[name].annotation is group_class:
+                said = {key: getattr(default, key) for key in default.model_fields_set}
+                whole[name] = {**said, **_over(said, group_class, group)}
+    return whole
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

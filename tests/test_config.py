@@ -40,6 +40,26 @@ def test_later_files_and_overrides_win(tmp_path):
     assert loaded.rate == 1e-3
 
 
+class Group(Config):
+    depth: int = 1
+    inner: Inner = Inner()
+
+
+class Own(Config):
+    inner: Inner = Inner(width=9, workers=2)
+    group: Group = Group(depth=4, inner=Inner(width=6))
+    either: Inner | None = Inner(width=8)
+
+
+def test_one_key_of_a_group_leaves_the_others_as_the_owner_has_them():
+    loaded = config.load(Own, ["inner.workers=5", "group.inner.workers=7", "either={workers: 3}"])
+    assert loaded.inner == Inner(width=9, workers=5)
+    assert loaded.group == Group(depth=4, inner=Inner(width=6, workers=7))
+    assert loaded.either == Inner(workers=3), "a group that may be absent is as it is given"
+    assert config.load(Own, ["group.depth=2"]).group == Group(depth=2, inner=Inner(width=6))
+    assert config.load(Own) == Own()
+
+
 def test_a_sentence_with_a_colon_is_text():
     assert config.load(Outer, ["name=write Answer: N"]).name == "write Answer: N"
     assert config.load(Outer, ["inner={width: 4}"]).inner.width == 4
