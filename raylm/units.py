@@ -117,7 +117,7 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def ensure_room(wanted: int, cpus: float, gpus: float, keys: str) -> None:
+def ensure_room(wanted: int, cpus: float, gpus: float, keys: str, needed: int | None = None) -> None:
     """Connect to Ray, and check by `room.check` that so many workers fit.
 
     Raises:
@@ -125,7 +125,7 @@ def ensure_room(wanted: int, cpus: float, gpus: float, keys: str) -> None:
     """
     import ray
 
-    room.check(nodes(), wanted, cpus, gpus, keys, own=ray.get_runtime_context().gcs_address in _own)
+    room.check(nodes(), wanted, cpus, gpus, keys, own=ray.get_runtime_context().gcs_address in _own, needed=needed)
 
 
 def own_token() -> Path | None:
@@ -191,7 +191,8 @@ def run_units(
         store.remove(folder)
     with Progress(label, len(units), noun, done=report.resumed) as progress:
         if pending:
-            ensure_room(compute.min_workers, compute.cpus, compute.gpus, "compute.min_workers, .cpus, .gpus")
+            keys = "compute.min_workers, .cpus, .gpus"
+            ensure_room(compute.min_workers, compute.cpus, compute.gpus, keys, needed=1)
             for row in _stream(pending, worker, worker_args, store, compute):
                 summary = json.loads(row["summary"])
                 if row["error"]:

@@ -30,6 +30,14 @@ def test_what_fits_passes_without_a_word(wanted, cpus, gpus, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_pool_goes_on_with_the_workers_that_fit(capsys):
+    room.check(NODES, 4, 3, 0, "min_workers", own=True, needed=1)
+    assert "4 x 3 CPUs are asked for (min_workers)" in (said := capsys.readouterr().err)
+    assert said.endswith("2 run\n")
+    with pytest.raises(UserError, match="min_workers"):
+        room.check(NODES, 4, 9, 0, "min_workers", own=True, needed=1)
+
+
 @given(st.floats(0.1, 64), st.floats(0.01, 8), st.floats(0, 64))
 def test_places_hold_what_is_placed_and_not_one_more(cpus, each, taken):
     count = room.places({"CPU": cpus}, each, 0, taken)
