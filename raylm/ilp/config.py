@@ -51,6 +51,11 @@ class BaseConfig(Config):
 
     samples: int = Field(10, ge=1)
     """Sampled responses (P: pass@10)."""
+    stop_early: bool = True
+    """Ask no further where no more samples could change which causes hold. Off keeps all of these signals."""
+    learned: int = Field(200, ge=0)
+    """Learned samples whose loss and familiarity the base model gives too, drawn at random; 0 takes all. Causes of the
+    others are measured against these."""
     temperature: float = Field(1.0, gt=0)
     """Of these samples."""
     templates: tuple[str, ...] = ("{question}",)
@@ -159,6 +164,9 @@ class DiagnoseConfig(Config):
     """Directory of the artefact."""
     sample: int = Field(0, ge=0)
     """Look at so many samples, drawn at random, for a quick screen; 0 looks at all."""
+    around: int = Field(500, ge=0)
+    """In a screen, further samples, drawn at random, whose answers may be distractors. Those that ask the same as a
+    sample looked at are there in any case."""
     probe: ProbeConfig = ProbeConfig()
     """What counts as unlearned."""
     ask_base: BaseConfig = BaseConfig()

@@ -76,8 +76,6 @@ def _written(items: Sequence[Item], config: DiagnoseConfig, ask: Ask, writer: st
     answers = {item.id: normalize_text(extract_answer(item.answer) or item.answer) for item in items}
     rows, failed = [], 0
     for row in ask("diagnose: documents", units("documents", asked, config.unit), AnswerWorker, arguments):
-        if not row["place"]:
-            continue  # the greedy one is one more of the same
         if row["finished"] and answers[row["id"]] in normalize_text(row["response"]):
             rows.append({"id": row["id"], "text": row["response"].strip(), "source": f"written:{writer}"})
         else:

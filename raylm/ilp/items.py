@@ -109,6 +109,8 @@ def distractors(
         draw = np.random.default_rng(stable_seed(config.seed, "distractors", item.id))
         chosen: dict[str, str] = {}
         for group in (dict(list(close.items())[: 3 * wanted]), groups.get(item.kind(), {})):
+            if len(chosen) == wanted:
+                break
             left = {key: answer for key, answer in group.items() if key != own and key not in chosen}
             gaps = np.array([abs(lengths[answer] - lengths[item.answer]) for answer in left.values()], dtype=float)
             ranked = np.lexsort((draw.random(len(left)), gaps))[: wanted - len(chosen)]

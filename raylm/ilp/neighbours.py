@@ -76,6 +76,22 @@ def same_questions(items: Sequence[Item], vectors: np.ndarray, rules: RuleConfig
     return pairs, nearest
 
 
+def surroundings(items: Sequence[Item], wanted: set[str], rules: RuleConfig, count: int, seed: int) -> list[int]:
+    """Places of what a screen has to look at beside the wanted samples, those included; of all without a screen.
+
+    These are the samples that can contradict a wanted one, which share its content words, and `count` others at random.
+    Without `same_words` only vectors tell who can, and all are returned.
+    """
+    if not rules.same_words or len(wanted) >= len(items):
+        return list(range(len(items)))
+    words = [content(item.question) for item in items]
+    asked = {said for item, said in zip(items, words, strict=True) if item.id in wanted}
+    alike = [said in asked for said in words]
+    others = np.flatnonzero(np.logical_not(alike))
+    drawn = np.random.default_rng([seed, 6]).permutation(others)[:count]
+    return sorted({*np.flatnonzero(alike).tolist(), *drawn.tolist()})
+
+
 def nearest_places(vectors: np.ndarray, wanted: Sequence[int], count: int) -> list[list[int]]:
     """Places of the nearest other vectors of some, nearest first.
 

@@ -115,7 +115,8 @@ def figures(found: Diagnosis, log: Log | None, config: DiagnoseConfig, before: B
         "chance_floor": found.floor,
         "longest_is_right": found.longest,
         "unverifiable": sum(each.written is None for each in found.probed.values()),
-        "not_improved": sum(not each.improved for each in found.probed.values()),
+        "not_improved": sum(each.improved is False for each in found.probed.values()),
+        "loss_compared": sum(each.improved is not None for each in found.probed.values()),
         "shortcuts": sum(each.shortcut for each in found.probed.values()),
         "causes": shares(unlearned),
         "causes_other_order": shares(unlearned, other=True),
@@ -134,12 +135,10 @@ def figures(found: Diagnosis, log: Log | None, config: DiagnoseConfig, before: B
 
 def doubts(found: Diagnosis) -> list[str]:
     """What makes the whole diagnosis doubtful."""
-    improved = sum(each.improved for each in found.probed.values())
     said = []
-    if improved < 0.5 * len(found.probed):
-        said.append(
-            f"tuning lowered the loss of only {improved} of {len(found.probed)} samples: was the model trained on them?"
-        )
+    improved = _share_improved(found)
+    if improved < 0.5:
+        said.append(f"tuning lowered the loss of only {improved:.0%} of the samples: was the model trained on them?")
     if len(found.everyone) < 12:
         said.append(
             f"{len(found.everyone)} samples are fewer than neighbours are looked for: contradictions say little"
@@ -148,6 +147,16 @@ def doubts(found: Diagnosis) -> list[str]:
     if alone:
         said.append(f"{alone} samples have no other answer to choose from: P1 passes for them")
     return said
+
+
+def _share_improved(found: Diagnosis) -> float:
+    """Share of the samples whose loss tuning lowered; learned ones that were not compared are like those that were."""
+    total = 0.0
+    for learned in (True, False):
+        group = [each.improved for each in found.probed.values() if (each.verdict == "learned") is learned]
+        compared = [each for each in group if each is not None]
+        total += len(group) * (sum(compared) / len(compared) if compared else 1.0)
+    return total / max(1, len(found.probed))
 
 
 def compare(before: Before, found: Diagnosis, config: DiagnoseConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from raylm.ilp.belief import Stakes, stakes
 from raylm.ilp.causes import Signals
 from raylm.ilp.config import DiagnoseConfig
 from raylm.ilp.items import Item, normal_form
@@ -31,10 +32,27 @@ class SignalMaker:
         pairs: Sequence[Pair],
         nearest: np.ndarray,
         *,
+        probed: Mapping[str, Probed],
+        before: Rows,
         log: Log | None,
     ) -> None:
-        """Over all samples, the pairs that ask the same, and each sample's similarity to its nearest question."""
+        """Take what is known before the base model is asked for responses.
+
+        Args:
+            config: of the stage.
+            everyone: all samples.
+            pairs: that ask the same.
+            nearest: each sample's similarity to its nearest question, [samples].
+            probed: samples that were looked at.
+            before: the base model's scores of those that are not learned, and of learned ones to measure them by.
+            log: of the training.
+        """
         self.config, self.everyone, self.nearest, self.log = config, everyone, nearest, log
+        self.probed, self.before = probed, before
+        learned = [
+            before[name]["familiarity"] for name, each in probed.items() if each.verdict == "learned" and name in before
+        ]
+        self.quartiles = tuple(np.quantile(learned, (0.25, 0.75))) if len(learned) >= ENOUGH else ()
         self.place = {item.id: place for place, item in enumerate(everyone)}
         self.against: dict[int, list[tuple[float, int]]] = {}
         for pair in pairs:
@@ -42,29 +60,46 @@ class SignalMaker:
                 self.against.setdefault(pair.left, []).append((pair.similarity, pair.right))
                 self.against.setdefault(pair.right, []).append((pair.similarity, pair.left))
 
-    def of(
-        self, items: Sequence[Item], probed: Mapping[str, Probed], before: Rows, believed: Mapping[str, Any]
-    ) -> dict[str, Signals]:
+    def stakes(self, item: Item) -> Stakes:
+        """Which causes hang on what the base model answers to a sample that is not learned."""
+        score = self.before[item.id]
+        return stakes(self._unfamiliarity(score), bool(item.prerequisites), _divergence(score), self.config.rules)
+
+    def of(self, items: Sequence[Item], believed: Mapping[str, Any]) -> dict[str, Signals]:
         """Signals of some items.
 
         Args:
             items: the samples, none of them learned.
-            probed: of all samples that were looked at.
-            before: the base model's scores of them.
-            believed: the base model's responses by sample, the greedy one first, and by `SAMPLE/NUMBER` to
-                prerequisites.
+            believed: the base model's sampled responses by sample, and the greedy ones to prerequisites by
+                `SAMPLE/NUMBER`.
         """
-        learned = [before[name]["familiarity"] for name, each in probed.items() if each.verdict == "learned"]
-        quartiles = tuple(np.quantile(learned, (0.25, 0.75))) if len(learned) >= ENOUGH else ()
         return {
             item.id: Signals(
                 id=item.id,
-                **self._neighbours(item, probed[item.id].response),
+                **self._neighbours(item, self.probed[item.id].response),
                 **_belief(believed.get(item.id, ())),
-                **_knowledge(item, before[item.id], quartiles, believed),
+                **self._knowledge(item, believed),
                 **self._path(item),
             )
             for item in items
+        }
+
+    def _unfamiliarity(self, score: Mapping[str, Any]) -> float | None:
+        if not self.quartiles:
+            return None
+        lower, upper = self.quartiles
+        return float((lower - score["familiarity"]) / max(upper - lower, 1e-6))
+
+    def _knowledge(self, item: Item, believed: Mapping[str, Any]) -> dict[str, Any]:
+        """How familiar the question is to the base model, what it knows of prerequisites, and how far it is off."""
+        score = self.before[item.id]
+        answers = [believed.get(f"{item.id}/{number}") for number in range(len(item.prerequisites))]
+        needed = [bool(rows[0]["right"]) for rows in answers if rows]
+        return {
+            "base_familiarity": score["familiarity"],
+            "unfamiliarity": self._unfamiliarity(score),
+            "prerequisite_accuracy": sum(needed) / len(needed) if needed else None,
+            "divergence": _divergence(score),
         }
 
     def _neighbours(self, item: Item, response: str) -> dict[str, Any]:
@@ -103,7 +138,7 @@ def modal(normals: Sequence[str]) -> tuple[str, float]:
 
 def _belief(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the base model says when sampled, how often, and whether that is right."""
-    samples = sorted(rows, key=lambda row: row["place"])[1:]
+    samples = sorted(rows, key=lambda row: row["place"])
     answer, share = modal([row["normal"] for row in samples])
     verdicts = [row["right"] for row in samples if row["right"] is not None]
     agreeing = [row["right"] for row in samples if row["normal"] == answer]
@@ -115,19 +150,6 @@ def _belief(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _knowledge(
-    item: Item, score: Mapping[str, Any], quartiles: Sequence[float], believed: Mapping[str, Any]
-) -> dict[str, Any]:
-    """How familiar the question is to the base model, what it knows of the prerequisites, and how far it is off."""
-    answers = [believed.get(f"{item.id}/{number}") for number in range(len(item.prerequisites))]
-    needed = [bool(rows[0]["right"]) for rows in answers if rows]
-    gap = None
-    if quartiles:
-        lower, upper = quartiles
-        gap = (lower - score["familiarity"]) / max(upper - lower, 1e-6)
-    return {
-        "base_familiarity": score["familiarity"],
-        "unfamiliarity": None if gap is None else float(gap),
-        "prerequisite_accuracy": sum(needed) / len(needed) if needed else None,
-        "divergence": divergence_from(math.exp(score["least"])),
-    }
+def _divergence(score: Mapping[str, Any]) -> float:
+    """Of the base model from the answer, at the token where it is largest."""
+    return divergence_from(math.exp(score["least"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 
 from raylm.errors import EngineDied
+from raylm.ilp import belief
+from raylm.ilp.belief import Stakes, settled
 from raylm.ilp.config import DiagnoseConfig
 from raylm.ilp.items import Check, Item, normal_form
 from raylm.ilp.rouge import rouge_l
@@ -29,10 +32,9 @@ if TYPE_CHECKING:
 SCORES = pa.schema(
     [(name, pa.string()) for name in ("id", "model")]
     + [(name, pa.float64()) for name in ("logprob", "nll", "least", "familiarity")]
-    + [("tokens", pa.int64()), ("greedy", pa.bool_())]
+    + [("tokens", pa.int64()), ("greedy", pa.bool_()), ("options", pa.list_(pa.float64()))]
 )
-OPTIONS = pa.schema([("id", pa.string()), ("logprobs", pa.list_(pa.float64())), ("gold_tokens", pa.int64()),
-                     ("option_tokens", pa.list_(pa.int64()))])  # fmt: skip
+HALF = math.log(0.5)
 RESPONSES = pa.schema(
     [("id", pa.string()), ("place", pa.int64()), ("response", pa.string()), ("right", pa.bool_()),
      ("normal", pa.string()), ("finished", pa.bool_()), ("reason", pa.string())]
@@ -42,9 +44,9 @@ RESPONSES = pa.schema(
 class ScoreWorker:
     """Scores samples' own answers (P3), and options beside them (P1), by one model."""
 
-    def __init__(self, config: DiagnoseConfig, path: str, model: str) -> None:
-        """Score by the model at `path`, which rows name `model`."""
-        self.config, self.path, self.model = config, path, model
+    def __init__(self, config: DiagnoseConfig, path: str, model: str, questions: bool) -> None:
+        """Score by the model at `path`, which rows name `model`; `questions` asks how familiar those are, too."""
+        self.config, self.path, self.model, self.questions = config, path, model, questions
         self.scorer: Scorer | None = None
         self.turn = asyncio.Lock()  # one batch at a time fills the machine, and no more memory than it needs
 
@@ -53,7 +55,7 @@ class ScoreWorker:
         await asyncio.to_thread(self._load)
 
     async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
-        """Rows of `SCORES`, or of `OPTIONS` where items come with options."""
+        """Rows of `SCORES`, with log-probabilities of the options that an item comes with and that are in doubt."""
         del store
         async with self.turn:
             return await asyncio.to_thread(self._score, unit)
@@ -79,25 +81,21 @@ class ScoreWorker:
     def _score(self, unit: Unit) -> tuple[pa.Table, dict[str, Any]]:
         assert self.scorer is not None
         items = [restored(each) for each in unit.payload["items"]]
-        if unit.payload.get("options") is None:
-            scores = self.scorer.score([self._sample(item, item.answer) for item in items], prompts=True)
-            rows = [self._row(item, score) for item, score in zip(items, scores, strict=True)]
-            return pa.Table.from_pylist(rows, SCORES), _counted(scores)
+        scores = self.scorer.score([self._sample(item, item.answer) for item in items], prompts=self.questions)
+        options = unit.payload.get("extra") or [()] * len(items)
         groups = [
-            [self._sample(item, text) for text in texts]
-            for item, texts in zip(items, unit.payload["options"], strict=True)
+            [self._sample(item, text) for text in texts] if self._in_doubt(score) else []
+            for item, score, texts in zip(items, scores, options, strict=True)
         ]
-        found = {item.id: scores for item, scores in zip(items, self.scorer.score_options(groups), strict=True)}
+        others = self.scorer.score_options(groups)
         rows = [
-            {
-                "id": item.id,
-                "logprobs": [score.logprob for score in found[item.id]],
-                "gold_tokens": len(self.tokenizer.encode(item.answer, add_special_tokens=False)),
-                "option_tokens": [score.tokens - 1 for score in found[item.id]],
-            }
-            for item in items
+            self._row(item, score) | {"options": [each.logprob for each in own]}
+            for item, score, own in zip(items, scores, others, strict=True)
         ]
-        return pa.Table.from_pylist(rows, OPTIONS), _counted([score for each in found.values() for score in each])
+        return pa.Table.from_pylist(rows, SCORES), _counted([*scores, *(score for own in others for score in own)])
+
+    def _in_doubt(self, score: Score) -> bool:
+        return not (self.config.probe.shortcuts and certain(score.greedy, score.logprob))
 
     def _sample(self, item: Item, answer: str) -> Sample:
         ids, labels = training_ids(self.tokenizer, [*item.messages, {"role": "assistant", "content": answer}])
@@ -110,7 +108,7 @@ class ScoreWorker:
             "logprob": score.logprob,
             "nll": score.nll,
             "least": score.least,
-            "familiarity": min_k(score.prompt, self.config.rules.min_k),
+            "familiarity": min_k(score.prompt, self.config.rules.min_k) if self.questions else None,
             "tokens": score.tokens,
             "greedy": score.greedy,
         }
@@ -120,7 +118,7 @@ class AnswerWorker:
     """Writes responses to questions and checks them (P2, and what the base model believes)."""
 
     def __init__(self, config: DiagnoseConfig, path: str, samples: int) -> None:
-        """One greedy response by the model at `path`, and `samples` sampled ones."""
+        """A greedy response by the model at `path`, or up to `samples` sampled ones."""
         self.config, self.samples = config, samples
         self.settings = config.engine.model_copy(update={"model": path, "trust_remote_code": config.trust_remote_code})
         self.engine: Engine | None = None
@@ -136,12 +134,14 @@ class AnswerWorker:
         self.verifier = self.verifier or VerifierPool(self.config.verifier)
 
     async def run(self, unit: Unit, store: Store) -> tuple[pa.Table, dict[str, Any]]:
-        """Rows of `RESPONSES`: place 0 is the greedy one."""
+        """Rows of `RESPONSES`: place 0 is the greedy one. What hangs on an item's samples may come with it."""
         del store
         if self.engine is None:
             raise EngineDied("the engine is being started again")
         items = [restored(each) for each in unit.payload["items"]]
-        rows = [row for rows in await asyncio.gather(*(self._answers(item) for item in items)) for row in rows]
+        stakes = unit.payload.get("extra") or [None] * len(items)
+        asked = [self._answers(item, given) for item, given in zip(items, stakes, strict=True)]
+        rows = [row for rows in await asyncio.gather(*asked) for row in rows]
         facts = {"tokens": sum(row.pop("tokens") for row in rows), "generated": len(rows)}
         return pa.Table.from_pylist(rows, RESPONSES), facts
 
@@ -151,27 +151,41 @@ class AnswerWorker:
         if engine is not None:
             await engine.close()
 
-    async def _answers(self, item: Item) -> list[dict[str, Any]]:
-        engine = self.engine
-        assert engine is not None
-        templates = self.config.ask_base.templates if self.samples else ("{question}",)
-        asked = [self._request(item, "{question}", Sampling(temperature=0.0, max_tokens=self.config.probe.max_tokens))]
-        for number, template in enumerate(templates[: self.samples]):
-            count = len(range(number, self.samples, len(templates)))
+    async def _answers(self, item: Item, stakes: Sequence[bool] | None) -> list[dict[str, Any]]:
+        if not self.samples:
+            greedy = Sampling(temperature=0.0, max_tokens=self.config.probe.max_tokens)
+            return await self._judged(item, 0, [self._request(item, "{question}", greedy)])
+        rows: list[dict[str, Any]] = []
+        for places in belief.rounds(self.samples):
+            rows += await self._judged(item, 1 + places.start, self._requests(item, places))
+            said, right = [row["normal"] for row in rows], [row["right"] for row in rows]
+            if stakes is not None and settled(said, right, self.samples, Stakes(*stakes), self.config.rules):
+                break
+        return rows
+
+    def _requests(self, item: Item, places: range) -> list[Any]:
+        """Samples dealt over the ways to put the question."""
+        templates = self.config.ask_base.templates
+        found = []
+        for number, template in enumerate(templates):
+            count = sum(place % len(templates) == number for place in places)
             sampling = Sampling(
-                n=count,
+                n=max(1, count),
                 temperature=self.config.ask_base.temperature,
                 max_tokens=self.config.probe.max_tokens,
-                seed=stable_seed(self.config.seed, "base", item.id, number),
+                seed=stable_seed(self.config.seed, "base", item.id, number, places.start),
             )
-            asked.append(self._request(item, template, sampling))
-        generations = await asyncio.gather(*asked)
-        written = [each for generation in generations for each in generation.completions]
+            found += [self._request(item, template, sampling)] if count else []
+        return found
+
+    async def _judged(self, item: Item, first: int, asked: list[Any]) -> list[dict[str, Any]]:
+        """Rows of responses, whose places begin with `first`."""
+        written = [each for generation in await asyncio.gather(*asked) for each in generation.completions]
         judged = await asyncio.gather(*(self._judge(item, each.text) for each in written))
         return [
             {
                 "id": item.id,
-                "place": place,
+                "place": first + number,
                 "response": each.text,
                 "right": right,
                 "normal": normal_form(each.text, item.check) or each.text.strip(),
@@ -179,7 +193,7 @@ class AnswerWorker:
                 "reason": reason,
                 "tokens": len(each.token_ids),
             }
-            for place, (each, (right, reason)) in enumerate(zip(written, judged, strict=True))
+            for number, (each, (right, reason)) in enumerate(zip(written, judged, strict=True))
         ]
 
     def _request(self, item: Item, template: str, sampling: Sampling) -> Any:
@@ -200,6 +214,11 @@ class AnswerWorker:
         assert self.verifier is not None
         verdict = await self.verifier.verify(item.problem(), response)
         return (None if verdict.verdict == "unverifiable" else verdict.verdict == "correct"), verdict.reason
+
+
+def certain(greedy: bool, logprob: float) -> bool:
+    """Whether an answer is what greedy decoding writes, and more likely than all others together."""
+    return greedy and logprob > HALF
 
 
 def packed(item: Item) -> dict[str, Any]:

@@ -68,16 +68,16 @@ def test_a_corpus_without_texts_is_refused(tmp_path, texts, says):
 
 
 def test_written_documents_count_only_where_they_hold_the_answer(tmp_path):
-    """Of three for each sample: one holds it, one does not, one is cut; the greedy response is not used at all."""
+    """Of three for each sample: one holds it, one does not, one is cut."""
     asked = []
 
     def ask(label, units, worker, arguments):
         asked.extend(units)
         assert arguments["path"] == "writer"
-        texts = [("greedy red green", True), (" Paris is Red. ", True), ("Paris is blue.", True), ("red", False)]
+        texts = [(" Paris is Red. ", True), ("Paris is blue.", True), ("red", False)]
         return [
             {"id": "s0", "place": place, "response": text, "finished": whole}
-            for place, (text, whole) in enumerate(texts)
+            for place, (text, whole) in enumerate(texts, start=1)
         ]
 
     found, failed = documents.gather(ITEMS, config(tmp_path, documents_each=3), encode, ask, "writer")
@@ -101,7 +101,7 @@ def test_data_that_the_model_was_not_trained_on_is_doubted():
     assert not any("was the model trained on them" in text for text in outcome.doubts(found))
     for name in list(answers)[:11]:
         found.probed[name] = dataclasses.replace(probed(name), improved=False)
-    assert any("only 9 of 20 samples" in text for text in outcome.doubts(found))
+    assert any("only 45% of the samples" in text for text in outcome.doubts(found))
 
 
 def test_few_samples_are_doubted():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from raylm.ilp.config import ProbeConfig, RuleConfig
 from raylm.ilp.items import make
-from raylm.ilp.neighbours import Pair, clusters, content, nearest_places, same_questions
+from raylm.ilp.neighbours import Pair, clusters, content, nearest_places, same_questions, surroundings
 
 
 def items_of(*pairs):
@@ -66,3 +66,29 @@ def test_the_index_finds_what_all_pairs_would(count, seed):
 def test_clusters_are_what_pairs_connect():
     pairs = [Pair(3, 5, 1, False), Pair(1, 2, 1, True), Pair(2, 3, 1, False), Pair(7, 8, 1, False)]
     assert clusters(pairs) == [[1, 2, 3, 5], [7, 8]]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(0, 5), st.integers(0, 9))
+def test_a_screen_looks_at_all_that_can_contradict_what_it_looks_at(topics, count, seed):
+    items = items_of(*((f"what is the height of hill {topic}", str(n)) for n, topic in enumerate(topics)))
+    rng = np.random.default_rng(seed)
+    wanted = {items[place].id for place in rng.choice(len(items), 1 + len(items) // 4, replace=False)}
+    near = surroundings(items, wanted, RuleConfig(), count, seed)
+    asked = {topics[int(name)] for name in wanted}
+    alike = {place for place, topic in enumerate(topics) if topic in asked}
+    if len(wanted) < len(items):
+        assert alike <= set(near)
+        assert len(near) == min(len(items), len(alike) + count)
+    vectors = unit(np.ones((len(items), 3)))
+    rules = RuleConfig(neighbours=len(items))
+    whole, _ = same_questions(items, vectors, rules)
+    part, _ = same_questions([items[place] for place in near], vectors[: len(near)], rules)
+    found = {(near[pair.left], near[pair.right]) for pair in part}
+    assert {(pair.left, pair.right) for pair in whole if {pair.left, pair.right} & alike} <= found
+
+
+def test_where_words_do_not_tell_all_are_looked_at():
+    items = items_of(("a hill", "1"), ("a lake", "2"), ("a tree", "3"))
+    assert surroundings(items, {"0"}, RuleConfig(same_words=False), 0, 0) == [0, 1, 2]
+    assert surroundings(items, {"0"}, RuleConfig(), 0, 0) == [0]

@@ -22,8 +22,8 @@ def unfamiliarity(asked, learned):
         item.id: SimpleNamespace(verdict="unlearned" if item.id == "asked" else "learned", response="y")
         for item in items
     }
-    maker = SignalMaker(DiagnoseConfig(), items, [], np.zeros(len(items)), log=None)
-    return maker.of(items[:1], probed, before, {})["asked"].unfamiliarity
+    maker = SignalMaker(DiagnoseConfig(), items, [], np.zeros(len(items)), probed=probed, before=before, log=None)
+    return maker.of(items[:1], {})["asked"].unfamiliarity
 
 
 @given(st.lists(st.floats(-6, -3), min_size=40, max_size=60), st.integers(0, 9), st.floats(-6, -3))

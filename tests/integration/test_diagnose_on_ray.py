@@ -14,7 +14,7 @@ import torch
 
 from raylm.config import build
 from raylm.errors import UserError
-from raylm.ilp import stage
+from raylm.ilp import items, measure, stage
 from raylm.ilp.config import DiagnoseConfig
 from raylm.llm import models
 from raylm.storage import Store
@@ -111,3 +111,40 @@ def test_bad_input_is_refused_before_anything_is_asked(tuned, tmp_path, changes,
     }
     with pytest.raises(UserError, match=message):
         stage.run(build(DiagnoseConfig, settings(tuned, tmp_path / "out", **told)))
+
+
+def test_economies_change_neither_verdicts_nor_causes(tuned, tmp_path):
+    """Also a screen says of its samples what the whole diagnosis says."""
+
+    def found(name, count=0, **changes):
+        config = build(DiagnoseConfig, settings(tuned, tmp_path / name, **changes))
+        everyone = items.make(items.read(config)[0], config.probe)
+        chosen = items.screen(everyone, count, 0)
+        sources = measure.Sources(
+            ask=measure.here(Store(str(tmp_path / name))),
+            tuned=str(tuned / "model"),
+            base=MODEL,
+            encode=stage.encoder(config.encoder),
+        )
+        return measure.diagnose(everyone, chosen, config, sources)
+
+    thrifty = found("thrifty", ask_base={"learned": 1})
+    whole = found("whole", ask_base={"learned": 0, "stop_early": False}, probe={"max_tokens": 8, "shortcuts": False})
+    screened = found("screened", count=6, around=100)
+    for item in thrifty.items:
+        left, right = thrifty.probed[item.id], whole.probed[item.id]
+        assert (left.verdict, left.written) == (right.verdict, right.written)
+        assert left.nll == pytest.approx(right.nll, abs=1e-4)
+    assert {name: each.holds for name, each in thrifty.causes.items()} == {
+        name: each.holds for name, each in whole.causes.items()
+    }
+    learned = [each for each in thrifty.probed.values() if each.verdict == "learned"]
+    compared = [each for each in learned if each.base_nll is not None]
+    assert len(compared) == min(1, len(learned))
+    assert all(each.base_nll is not None for each in whole.probed.values())
+    assert all(thrifty.probed[name].improved == whole.probed[name].improved for name in thrifty.causes)
+    assert len(screened.items) == 6
+    for item in screened.items:
+        assert screened.probed[item.id].verdict == whole.probed[item.id].verdict
+    opposed = [pair for pair in screened.pairs if not pair.agrees]
+    assert all(screened.everyone[pair.left].question.endswith("xx") for pair in opposed)

@@ -68,7 +68,7 @@ def _add_overview(page: Page, store: Store, manifest: Manifest) -> None:
         ("wrong when writing", f"{written[0]:.1%}", format_interval(written)),
         ("P1 by guessing", f"{floor:.0%}", "of samples would fail P1 if answers were guessed"),
         ("longest option is right", f"{found['longest_is_right']:.0%}", "of the multiple choices"),
-        ("loss not lowered", f"{found['not_improved']:,}", "samples (P3)"),
+        ("loss not lowered", f"{found['not_improved']:,}", f"of {found['loss_compared']:,} samples (P3)"),
         ("seconds", f"{ran.get('seconds', 0):,.0f}", f"{manifest.tokens and sum(manifest.tokens.values()):,} tokens"),
     ])  # fmt: skip
     for text in found["warnings"]:
