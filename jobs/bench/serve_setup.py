@@ -66,7 +66,7 @@ def bare(model: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def served(
-    what: str, folder: Path, model: Path, *, haproxy: bool, replicas: int = 1, **more: Any
+    what: str, folder: Path, model: Path, *, haproxy: bool, replicas: int = 1, cpus: int = 1, **more: Any
 ) -> Iterator[tuple[str, str]]:
     """Address and token of `raylm serve`, all in processes of its own."""
     from raylm.serve.auth import new_token
@@ -78,7 +78,7 @@ def served(
         "keys": [key.model_dump() | {"write": True}],
         "port": port,
         "haproxy": haproxy,
-        "scaling": {"min_replicas": replicas, "max_replicas": replicas},
+        "scaling": {"min_replicas": replicas, "max_replicas": replicas, "cpus": cpus},
         **more,
     }
     file = folder / f"{what}.yaml"

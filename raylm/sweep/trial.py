@@ -55,6 +55,8 @@ def run(params: dict[str, Any], job: Job) -> None:
     from raylm.cli import VERBS
     from raylm.train import job as training
 
+    # How long Tune waits for the training of a trial that it stops; if that does not end, the sweep stands still.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
     if os.path.isdir(job.folder):
         os.chdir(job.folder)  # Tune has moved into the trial's
     sweep, point = job.sweep, point_of(job.sweep, params)

@@ -37,7 +37,10 @@ _observers: list[Observer] = []
 
 @contextlib.contextmanager
 def observed(by: Observer) -> Iterator[None]:
-    """Let `by` see the rows of whatever run `fit` makes in this process, in their order; called from a thread."""
+    """Let `by` see the rows of whatever run `fit` makes in this process, in their order; called from a thread.
+
+    What it raises ends the run, `SystemExit` too, and is raised by `fit`.
+    """
     _observers.append(by)
     try:
         yield
@@ -68,6 +71,8 @@ def fit(
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from raylm.train.abort import Announce
+
     keys = "workers, cpus_per_worker, gpus_per_worker"
     ensure_room(config.workers, config.cpus_per_worker, config.gpus_per_worker, keys)
     # How often Ray's controller takes what the workers report. A worker that has a second checkpoint waits for it: with
@@ -92,20 +97,34 @@ def fit(
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, int(config.cpus_per_worker)))}},
+            callbacks=[Announce(sink)],
         ),
     )
-    with Progress(title, steps, "steps") as progress:
-        stop = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(sink, progress, stop), daemon=True)
-        watcher.start()
+    with Progress(title, steps, "steps") as progress, _watched(sink, progress):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _cause(error) from error
-        finally:
-            stop.set()
-            watcher.join()
-        return progress.elapsed
+    return progress.elapsed
+
+
+@contextlib.contextmanager
+def _watched(sink: Any, progress: Progress) -> Iterator[None]:
+    """Show a run's rows, and pass them to the observers; what one of those raises ends the run, and is raised."""
+    stop, raised = threading.Event(), list[BaseException]()
+    watcher = threading.Thread(target=_watch, args=(sink, progress, stop, raised), daemon=True)
+    watcher.start()
+    try:
+        yield
+    except Exception:
+        if raised:
+            raise raised[0] from None  # the run ended because of it
+        raise
+    finally:
+        stop.set()
+        watcher.join()
+    if raised:
+        raise raised[0]
 
 
 class _Sink:
@@ -113,6 +132,13 @@ class _Sink:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.run: Any = None
+
+    def begin(self, controller: Any) -> None:
+        self.run = controller
+
+    def controller(self) -> Any:
+        return self.run
 
     def count(self, unit: str, done: int, total: int) -> None:
         self.rows.append({"unit": unit, "done": done, "total": total})
@@ -130,8 +156,10 @@ class _Sink:
         return rows
 
 
-def _watch(sink: Any, progress: Progress, stop: threading.Event) -> None:
+def _watch(sink: Any, progress: Progress, stop: threading.Event, raised: list[BaseException]) -> None:
     import ray
+
+    from raylm.train.abort import abort
 
     last, steps = 0, progress.total
     while True:
@@ -143,8 +171,13 @@ def _watch(sink: Any, progress: Progress, stop: threading.Event) -> None:
             rates = [f"{value:.0f} {key.replace('_per_second', '/s')}" for key, value in row.items() if "_per_" in key]
             if row["step"] <= last:  # repeated after a worker's death
                 continue
-            for observer in _observers:
-                observer(row, steps)
+            try:
+                for observer in _observers:
+                    observer(row, steps)
+            except BaseException as error:  # Ray Tune ends a trial by SystemExit
+                raised.append(error)
+                abort(ray.get(sink.controller.remote()))
+                return
             progress.reach(row["step"], steps, "steps", ", ".join([f"loss {row['loss']:.3f}", *rates]))
             last = row["step"]
         if ended:

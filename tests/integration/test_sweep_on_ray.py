@@ -96,9 +96,11 @@ def test_a_killed_sweep_goes_on_and_its_best_config_runs_as_it_is(ray_cluster, t
 @pytest.mark.slow
 def test_the_worst_are_stopped_early_and_optuna_learns_from_all(ray_cluster, texts, tmp_path):
     space = {"soft.kind": {"choice": ["none"]}, "head_lr": {"loguniform": [1e-6, 0.1]}}
+    # So long that a stopped training, were it left to itself, would still go on when the next trial takes its place.
+    base = {"train": texts, "freeze": True, "epochs": 60, "batch_size": 4, "max_failures": 0, "dev_share": 0.25}
     made = build(SweepConfig, settings(
         texts, tmp_path / "out", space=space, search={"kind": "optuna", "trials": 5, "startup": 4}, keep="front",
-        scheduler={"kind": "asha", "grace": 20, "reduction": 2},
+        scheduler={"kind": "asha", "grace": 5, "reduction": 2}, base=base,
     ))  # fmt: skip
     manifest = sweeps.run(made)
     rows = trials(tmp_path / "out")
