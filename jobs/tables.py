@@ -146,8 +146,11 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("studies/ilp_real", "all_plan_minus_control", "all of them: with the plan minus that", "{:+.1%}"),
     ("studies/ilp_real", "held_plan_minus_control", "questions held out, right: with the plan minus that", "{:+.1%}"),
-    ("bench/diagnose", "full_vs_epoch", "a full diagnosis over one epoch of its training", "{:.2f}"),
-    ("bench/diagnose", "screen_vs_epoch", "a screen of a tenth of the samples over the same", "{:.2f}"),
+    ("bench/diagnose_real", "full_vs_epoch", "SmolLM2: a full diagnosis over one epoch of its training", "{:.2f}"),
+    ("bench/diagnose_real", "screen_vs_epoch", "the same: a screen of 32 samples", "{:.2f}"),
+    ("bench/diagnose_real", "not_learned", "the same: samples of which there was something to find out", "{:.0%}"),
+    ("bench/diagnose", "full_vs_epoch", "a micro model: a full diagnosis over one epoch", "{:.2f}"),
+    ("bench/diagnose", "screen_vs_epoch", "the same: a screen of a tenth of the samples", "{:.2f}"),
     (
         "studies/softlabels",
         "macro_f1_hard_imbalanced",

@@ -3,15 +3,18 @@
     python -m jobs.bench.serve [--model DIR] [--clients N] [--seconds N] [--soak MINUTES] [--no-haproxy]
 
 All in one run: direct batches and single calls; the bare app (uvicorn, one forward pass a request) and raylm's under
-the same load, each with one replica; latency of single requests and at half load. Then the soak: scores, searches and
-upserts at 80% of what was reached, while a replica is killed each minute; every answer is checked, and at the end every
-acknowledged document is looked for. Without --model it is all-MiniLM-L6-v2 with five untrained branches.
+the same load, each with one replica that may use every core: the app by as many passes at once as its pool has threads,
+ours, as the direct calls, by one pass with a thread a core. Latency of single requests and at half load. Then the soak,
+with two replicas of a core each: scores, searches and upserts at 80% of what was reached, while one is killed each
+minute; every answer is checked, and at the end every acknowledged document is looked for. Without --model it is
+all-MiniLM-L6-v2 with five untrained branches.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import sys
 import tempfile
@@ -33,7 +36,10 @@ def main(options: argparse.Namespace) -> None:
         print(rows[-1], file=sys.stderr, flush=True)
         with serve_setup.bare(model) as address:
             rows += _measure("bare", address, known, options, "")
-        with serve_setup.served("reward", folder, model, haproxy=not options.no_haproxy) as (address, token):
+        with serve_setup.served("reward", folder, model, haproxy=not options.no_haproxy, cpus=os.cpu_count() or 1) as (
+            address,
+            token,
+        ):
             rows += _measure("served", address, known, options, token)
             rows.append({"what": "fuzz", **serve_setup.fuzz(address, token)})
         figures = _figures(rows)
@@ -49,7 +55,7 @@ def _direct(model: Path) -> tuple[dict[tuple[str, str], float], dict[str, float]
 
     from raylm.srm.model import RewardModel
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(os.cpu_count() or 1)
     reward, pairs = RewardModel.load(model), load.pairs(128)
     known = {pair: score.score for pair, score in zip(pairs, reward.score_batch(pairs), strict=True)}
     start = time.monotonic()

@@ -18,6 +18,7 @@ from raylm.errors import UserError
 from raylm.storage import Store
 from raylm.sweep import run as sweeps
 from raylm.sweep.config import SweepConfig
+from raylm.train import job as training
 
 ROOT = Path(__file__).parent.parent.parent
 PLACES, BEASTS = ("harbour", "station", "market", "museum"), ("otter", "falcon", "badger", "salmon")
@@ -91,6 +92,26 @@ def test_a_killed_sweep_goes_on_and_its_best_config_runs_as_it_is(ray_cluster, t
     html = (out / "report.html").read_text()
     for words in ("Front", "Parameters", "Trials by dev nll", "hypervolume"):
         assert words in html
+
+
+def test_what_an_observer_raises_ends_the_run_and_frees_its_place(ray_cluster, texts, tmp_path):
+    import ray
+
+    seen = []
+
+    def see(row, steps):
+        seen.append(row["step"])
+        if row["step"] >= 3:
+            raise SystemExit(0)
+
+    base = {"train": texts, "freeze": True, "epochs": 2000, "batch_size": 4, "dev_share": 0.25}
+    with training.observed(see), pytest.raises(SystemExit):
+        classifier.run(build(ClassifierConfig, base | {"out": str(tmp_path / "out")}))
+    assert 3 <= seen[-1] < 100
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 @pytest.mark.slow
