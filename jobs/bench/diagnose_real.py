@@ -68,7 +68,7 @@ def main(options: argparse.Namespace) -> None:
 def _training(chains: str, epochs: int) -> FinetuneConfig:
     return build(FinetuneConfig, {
         "model": MODEL, "chains": chains, "engine": "torch", "workers": 1, "epochs": epochs, "batch_size": BATCH,
-        "micro_batch": BATCH, "lr": 1e-4, "max_length": 256, "checkpoint_every": 1_000_000,
+        "micro_batch": BATCH, "lr": 2e-4, "max_length": 256, "checkpoint_every": 1_000_000,
         "isolation": {"enabled": False},
     })  # fmt: skip
 
@@ -123,10 +123,10 @@ def _diagnose(options: argparse.Namespace, out: Path, seen: list[list[Any]], cou
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=960)
-    parser.add_argument("--epochs", type=int, default=3, help="of the training")
+    parser.add_argument("--samples", type=int, default=800)
+    parser.add_argument("--epochs", type=int, default=2, help="of the training")
     parser.add_argument("--screen", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("runs/bench/diagnose_real"))
     main(parser.parse_args())
