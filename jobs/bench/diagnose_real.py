@@ -1,11 +1,13 @@
 """What does a diagnosis of SmolLM2-135M cost, beside an epoch of the training that it examines?
 
-    python -m jobs.bench.diagnose_real [--samples N] [--epochs N] [--screen N] [--repeats N] [--threads N] [--out DIR]
+    python -m jobs.bench.diagnose_real [--samples N] [--epochs N] [--screen N] [--repeats N] [--screens N] [--threads N]
+        [--out DIR]
 
 Questions of bank customers with their intents, as in jobs/studies/ilp/real (read from $RAYLM_DATA). The model is tuned
 once and kept in --out. Then each repeat times some steps of that training, a diagnosis with all probes, the steps
-again, and a sampled screen of a draw of its own: in this process and on the same threads, the starts of scorers and
-engines and the encoding of questions included. An epoch is its number of steps at the mean of the steps around.
+again, and so on with sampled screens of draws of their own: in this process and on the same threads, the starts of
+scorers and engines and the encoding of questions included. An epoch is its number of steps at the mean of the steps
+around.
 """
 
 from __future__ import annotations
@@ -41,25 +43,26 @@ def main(options: argparse.Namespace) -> None:
     timed = Run(training, str(models.resolve(MODEL).path), out / "timed", (0, 1))
     steps = -(-options.samples // BATCH)
     rows = []
+    before = _step_seconds(timed)
     for repeat in range(options.repeats):
-        row: dict[str, Any] = {"repeat": repeat, "samples": options.samples, "screened": options.screen}
-        before = _step_seconds(timed)
-        for name, count in (("full", 0), ("screen", options.screen)):
-            row |= {f"{name}_{key}": value for key, value in _diagnose(options, out, seen, count, repeat).items()}
+        for draw in range(-1, options.screens):
+            kind, seed = ("full", repeat) if draw < 0 else ("screen", repeat * options.screens + draw)
+            found = _diagnose(options, out, seen, 0 if draw < 0 else options.screen, seed)
             after = _step_seconds(timed)
-            row[f"{name}_epoch_seconds"] = steps * (before + after) / 2
+            row: dict[str, Any] = {"repeat": repeat, "kind": kind, "seed": seed, **found}
+            rows.append(row | {"epoch_seconds": steps * (before + after) / 2})
+            print(rows[-1], flush=True)
             before = after
-        rows.append(row)
-        print(row, flush=True)
+    full, screens = ([row for row in rows if row["kind"] == kind] for kind in ("full", "screen"))
     ratios = {
-        "full_vs_epoch": [row["full_seconds"] / row["full_epoch_seconds"] for row in rows],
-        "screen_vs_epoch": [row["screen_seconds"] / row["screen_epoch_seconds"] for row in rows],
-        "samples_per_second": [row["samples"] / row["full_seconds"] for row in rows],
-        "training_samples_per_second": [row["samples"] / row["full_epoch_seconds"] for row in rows],
+        "full_vs_epoch": [row["seconds"] / row["epoch_seconds"] for row in full],
+        "screen_vs_epoch": [row["seconds"] / row["epoch_seconds"] for row in screens],
+        "samples_per_second": [options.samples / row["seconds"] for row in full],
+        "training_samples_per_second": [options.samples / row["epoch_seconds"] for row in full],
     }
     figures, intervals = results.geometric_means(ratios)
     figures |= {"samples": options.samples, "screened": options.screen, "epochs": options.epochs}
-    figures["not_learned"] = rows[0]["full_not_learned"] / options.samples
+    figures["not_learned"] = full[0]["not_learned"] / options.samples
     print(
         results.write("bench/results/diagnose_real", figures, rows, intervals=intervals, seeds=range(options.repeats))
     )
@@ -127,6 +130,7 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=2, help="of the training")
     parser.add_argument("--screen", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--screens", type=int, default=3, help="a repeat")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("runs/bench/diagnose_real"))
     main(parser.parse_args())
