@@ -112,7 +112,7 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="directory of a reward model")
-    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--clients", type=int, default=64, help="more than a batch, so that the next one waits")
     parser.add_argument("--seconds", type=float, default=15, help="of each load")
     parser.add_argument("--soak", type=float, default=10, help="minutes; 0 leaves it out")
     parser.add_argument("--kill-every", type=float, default=60, help="seconds between kills in the soak")

@@ -98,7 +98,7 @@ def test_training_over_two_nodes_goes_on_when_one_is_lost_and_another_added(node
     out, steps = tmp_path / "out", tmp_path / "steps"
     lost = nodes.add()
     job = start(
-        nodes, "jobs.finetune", "model=micro", "batch_size=4", "micro_batch=2", "epochs=20", "lr=0.003", "workers=2",
+        nodes, "jobs.finetune", "model=micro", "batch_size=4", "micro_batch=2", "epochs=60", "lr=0.003", "workers=2",
         "checkpoint_every=4", f"chains={chains}", f"out={out}", f"step_log={steps}", "isolation.refresh_every=5",
     )  # fmt: skip
     wait_until(lambda: steps.exists() and len(steps.read_text().splitlines()) >= 10, job)
@@ -107,6 +107,6 @@ def test_training_over_two_nodes_goes_on_when_one_is_lost_and_another_added(node
     nodes.add()
     finished(job)
     logged = [json.loads(line)["step"] for line in steps.read_text().splitlines()]
-    assert sorted(set(logged)) == list(range(1, 121))
-    assert 0 < len(logged) - 120 <= 8  # what was begun after the last checkpoint, and one interval more at most
-    assert pq.read_table(out / "data" / "steps.parquet").column("step").to_pylist() == list(range(1, 121))
+    assert sorted(set(logged)) == list(range(1, 361))
+    assert 0 < len(logged) - 360 <= 8  # what was begun after the last checkpoint, and one interval more at most
+    assert pq.read_table(out / "data" / "steps.parquet").column("step").to_pylist() == list(range(1, 361))
