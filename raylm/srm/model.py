@@ -20,8 +20,8 @@ from raylm.srm.config import BranchConfig, FusionConfig, WriterConfig
 from raylm.srm.structure import Structure
 
 SETTINGS, WEIGHTS, FORMAT = "srm.json", "srm.safetensors", 1
-BATCH = 32
-"""Pairs in one forward pass."""
+BATCH, CPU_BATCH = 64, 16
+"""Pairs in one forward pass; on a CPU padding costs more than calls do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +109,14 @@ class RewardModel:
         return self.score_batch([(prompt, response) for response in responses], explain=explain)
 
     def score_batch(
-        self, pairs: Sequence[tuple[Prompt, str]], *, explain: bool = True, batch: int = BATCH
+        self, pairs: Sequence[tuple[Prompt, str]], *, explain: bool = True, batch: int | None = None
     ) -> list[Score]:
         """Scores of prompts and responses, in the order given. A score does not depend on what else is scored with it.
 
         Args:
             pairs: each a prompt (a text, or {role, content} messages) and a response.
             explain: False spares the text fusion its attributions, which are 0 then.
-            batch: pairs in one padded forward pass.
+            batch: pairs in one padded forward pass; None takes `CPU_BATCH` or `BATCH`.
 
         Raises:
             UserError: a prompt or response is empty.
@@ -127,8 +127,10 @@ class RewardModel:
         tokens = [self.structure.backbone.tokenize(prompt, response) for prompt, response in pairs]
         order = sorted(range(len(pairs)), key=lambda place: len(tokens[place].ids))  # like lengths pad least
         found: dict[int, Score] = {}
-        for start in range(0, len(order), batch):
-            places = order[start : start + batch]
+        on_cpu = next(self.structure.parameters()).device.type == "cpu"
+        size = batch or (CPU_BATCH if on_cpu else BATCH)
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
             chosen = [pairs[place] for place in places]
             said = self.structure.score(chosen, [tokens[place] for place in places], explain=explain)
             for row, place in enumerate(places):
