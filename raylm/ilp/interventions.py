@@ -10,6 +10,7 @@ from typing import Any
 from raylm.ilp.config import RepairConfig
 from raylm.ilp.measure import Diagnosis
 from raylm.ilp.neighbours import clusters
+from raylm.ilp.neighbours import touched as touched_by
 from raylm.train.repair import DocumentPlan, ExtraPlan, RepairPlan, ReplayPlan
 
 
@@ -25,7 +26,7 @@ def build(found: Diagnosis, config: RepairConfig, digest: str, documents: str = 
     of = {name: each.cause for name, each in found.causes.items()}
     contradicted = {name for name, cause in of.items() if cause == "inconsistency"}
     wrong = wrong_ones(found, config)
-    touched = _touched(found, contradicted)
+    touched = touched_by(found.everyone, found.pairs, contradicted)
     drop = tuple(sorted({wrong[name] for name in touched if name in wrong}))
     separate = [pair for pair in _opposed(found) if set(pair) <= touched and not set(pair) & set(drop)]
     forgotten = [name for name, cause in of.items() if cause == "forgotten"]
@@ -97,16 +98,6 @@ def _loss(found: Diagnosis, items: Sequence[Any], answer: str) -> float:
         found.base_scores[item.id]["nll"] for item in items if item.normal == answer and item.id in found.base_scores
     ]
     return sum(losses) / len(losses) if losses else float("inf")
-
-
-def _touched(found: Diagnosis, names: set[str]) -> set[str]:
-    """Samples of all contradictions that hold one of some samples."""
-    touched: set[str] = set()
-    for cluster in clusters(found.pairs):
-        members = {found.everyone[place].id for place in cluster}
-        if members & names:
-            touched |= members
-    return touched
 
 
 def _opposed(found: Diagnosis) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from raylm.ilp.causes import Attribution, Signals, Verdict, attribute, verdict
 from raylm.ilp.config import DiagnoseConfig
 from raylm.ilp.items import Item, chance_floor, choices, distractors, normal_form
 from raylm.ilp.log import Log
-from raylm.ilp.neighbours import Pair, clusters
+from raylm.ilp.neighbours import Pair
 from raylm.ilp.workers import AnswerWorker, ScoreWorker, certain, lengths, packed
 from raylm.storage import Store
 from raylm.units import Unit, unit_key
@@ -196,11 +196,7 @@ def _compared(
     if count and count < len(rest):
         drawn = np.random.default_rng([config.seed, 7]).choice(len(rest), count, replace=False)
         rest = [rest[place] for place in drawn]
-    for cluster in clusters(pairs):
-        members = {everyone[place].id for place in cluster}
-        if members & wanted:
-            wanted |= members
-    wanted |= {item.id for item in rest}
+    wanted |= neighbours.touched(everyone, pairs, wanted) | {item.id for item in rest}
     return [item for item in everyone if item.id in wanted]
 
 

@@ -133,3 +133,9 @@ def clusters(pairs: Sequence[Pair]) -> list[list[int]]:
     for place in sorted(parent):
         found.setdefault(root(place), []).append(place)
     return [found[first] for first in sorted(found)]
+
+
+def touched(items: Sequence[Item], pairs: Sequence[Pair], names: set[str]) -> set[str]:
+    """Ids of the samples of all clusters that hold one of some samples."""
+    members = ({items[place].id for place in cluster} for cluster in clusters(pairs))
+    return {name for cluster in members if cluster & names for name in cluster}

@@ -169,13 +169,15 @@ class AnswerWorker:
         found = []
         for number, template in enumerate(templates):
             count = sum(place % len(templates) == number for place in places)
+            if not count:
+                continue
             sampling = Sampling(
-                n=max(1, count),
+                n=count,
                 temperature=self.config.ask_base.temperature,
                 max_tokens=self.config.probe.max_tokens,
                 seed=stable_seed(self.config.seed, "base", item.id, number, places.start),
             )
-            found += [self._request(item, template, sampling)] if count else []
+            found.append(self._request(item, template, sampling))
         return found
 
     async def _judged(self, item: Item, first: int, asked: list[Any]) -> list[dict[str, Any]]:
